@@ -1,0 +1,102 @@
+"""Additive injection: the condition added to every word token, at every decoder layer.
+
+ImageBind-LLM (arXiv 2309.03905), Eq. (2): `T_j = T_I * g + T_j`, with `g` zero at the start of training. No attention,
+no extra token, no position: the language model's own code and keys stay as they are.
+
+The released code does something else (it adds `tanh(g) * wv(T_I + prefix_query[l])` inside attention); that is another
+injection, and only it can load the released weights.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bindlm.errors import ConfigError
+
+
+def find_decoder_layers(language_model: nn.Module) -> nn.ModuleList:
+    """The one `ModuleList` of decoder layers of a transformers causal language model.
+
+    Raises:
+        ConfigError: there is none, or its length is not `num_hidden_layers`.
+    """
+    decoder = getattr(language_model, "get_decoder", lambda: language_model)() or language_model
+    layers = getattr(decoder, "layers", None)
+    config: Any = language_model.config
+    count = config.get_text_config().num_hidden_layers
+    if not isinstance(layers, nn.ModuleList) or len(layers) != count:
+        raise ConfigError(
+            f"{type(language_model).__name__} has no ModuleList `layers` of {count} decoder layers, so the condition "
+            "cannot be injected. Supported: transformers decoders of the Llama shape (Llama, Qwen3, Gemma3, Mixtral)."
+        )
+    return layers
+
+
+class AdditiveInjection(nn.Module):
+    """Gates of Eq. (2) and the hooks that apply them.
+
+    Args:
+        num_layers: decoder layers of the language model; one scalar gate each.
+        gate_bound: where a gate saturates. None is the paper: any value. With a bound b the factor is
+            `b * tanh(g / b)`, which has the paper's slope at zero; unbounded gates of the last layers grow until the
+            condition is a constant vote on the next word, and answers stutter.
+    """
+
+    def __init__(self, num_layers: int, gate_bound: float | None = None) -> None:
+        super().__init__()
+        if gate_bound is not None and gate_bound <= 0:
+            raise ConfigError(f"gate_bound must be above 0 or None, got {gate_bound}.")
+        self.gate = nn.Parameter(torch.zeros(num_layers))
+        self.gate_bound = gate_bound
+        self._handles: list[RemovableHandle] = []
+
+    def factor(self, layer: int) -> Tensor:
+        """The scalar that multiplies the condition at `layer`."""
+        gate = self.gate[layer]
+        return gate if self.gate_bound is None else self.gate_bound * torch.tanh(gate / self.gate_bound)
+
+    def attach(self, layers: Sequence[nn.Module]) -> None:
+        """Hook every decoder layer; its forward then takes the keyword `condition`, `(B, 1, D_lm)`.
+
+        transformers hands unknown keywords of `model.forward` through to each layer, so nothing of the language model
+        is rewritten. A layer called without `condition` runs as it always did.
+
+        Raises:
+            ConfigError: the number of layers differs from that of the gates, or the hooks are attached already.
+        """
+        if self._handles:
+            raise ConfigError("This injection is attached already; call detach() first.")
+        if len(layers) != len(self.gate):
+            raise ConfigError(f"{len(self.gate)} gates cannot serve {len(layers)} decoder layers.")
+        for index, layer in enumerate(layers):
+            self._handles.append(layer.register_forward_pre_hook(_LayerHook(self, index), with_kwargs=True))
+
+    def detach(self) -> None:
+        """Remove the hooks; the language model is then exactly what it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+class _LayerHook:
+    """Adds the gated condition to one layer's input."""
+
+    def __init__(self, injection: AdditiveInjection, index: int) -> None:
+        self.injection = injection
+        self.index = index
+
+    def __call__(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        condition = kwargs.pop("condition", None)
+        if condition is None:
+            return None
+        gated = condition * self.injection.factor(self.index).to(condition.dtype)
+        if args:
+            hidden_states = args[0]
+            return (hidden_states + gated.to(hidden_states.dtype), *args[1:]), kwargs
+        kwargs["hidden_states"] = kwargs["hidden_states"] + gated.to(kwargs["hidden_states"].dtype)
+        return args, kwargs

@@ -1,0 +1,52 @@
+"""`bindlm.load`: one line from a name to a model that answers."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bindlm.modeling import BindLMForConditionalGeneration
+from bindlm.processing import BindLMProcessor
+
+if TYPE_CHECKING:
+    import torch
+
+MINI = Path(__file__).parent / "mini"
+"""The folder of the bundled model."""
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    *,
+    dtype: "torch.dtype | str | None" = None,
+    device: "torch.device | str | None" = None,
+    local_files_only: bool = False,
+    progress: bool = True,
+) -> BindLMForConditionalGeneration:
+    """Load a model with its processor.
+
+    Args:
+        path: a folder, a hub id, or None for the bundled mini, whose frozen parts are fetched once.
+        dtype: None is fp32.
+        device: None is the CPU.
+        local_files_only: never touch the network.
+        progress: say on stderr what is fetched.
+
+    Returns:
+        A model in evaluation mode with `ask`, `answer`, `embed` and all that transformers models have.
+
+    Raises:
+        CheckpointError: weights cannot be had or do not fit.
+
+    Example:
+        >>> import bindlm
+        >>> bindlm.load().ask("What is this?", image="cat.jpg")
+        'This is a tabby cat, a kind of cat.'
+    """
+    source = MINI if path is None else path
+    model = BindLMForConditionalGeneration.from_pretrained(
+        source, dtype=dtype, device=device, local_files_only=local_files_only, progress=progress
+    )
+    model.processor = BindLMProcessor.from_pretrained(source, local_files_only=local_files_only)
+    if path is None:
+        model.name = "mini"
+    return model

@@ -1,0 +1,320 @@
+"""From messages with media parts to the tensors a bound model takes."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
+
+from bindlm.checkpoints import load_tokenizer, resolve
+from bindlm.configuration import BindLMConfig
+from bindlm.errors import CheckpointError, ConfigError
+from bindlm.media import ImageLimits, ImagePreprocessConfig, load_image, preprocess_image
+
+CONDITIONED_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
+    "'\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""ChatML without the default system message: a conditioned turn is short, and its system message would say "SmolLM"."""
+
+
+class BindLMImageProcessor(BaseImageProcessor):
+    """Pictures to views.
+
+    Args:
+        size: side S of a view in pixels.
+        crop_fraction: share of the shorter side that the centre crop keeps.
+        mean, std: of each channel, on the scale 0..1.
+        interpolation: "bicubic" or "bilinear".
+        views: which views; see `bindlm.media.preprocess_image`.
+    """
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(
+        self,
+        size: int = 260,
+        crop_fraction: float = 1.0,
+        mean: Sequence[float] = (127 / 255,) * 3,
+        std: Sequence[float] = (128 / 255,) * 3,
+        interpolation: str = "bicubic",
+        views: Sequence[str] = ("center", "full"),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.size = size
+        self.crop_fraction = crop_fraction
+        self.mean = list(mean)
+        self.std = list(std)
+        self.interpolation = interpolation
+        self.views = list(views)
+
+    @property
+    def preprocess_config(self) -> ImagePreprocessConfig:
+        """The same settings, checked."""
+        return ImagePreprocessConfig(
+            size=self.size,
+            crop_fraction=self.crop_fraction,
+            mean=tuple(self.mean),
+            std=tuple(self.std),
+            interpolation=self.interpolation,
+        )
+
+    def load(self, pictures: Sequence[Any], *, allow_url: bool = False, limits: ImageLimits | None = None) -> list[Any]:
+        """Decode pictures from paths, bytes, arrays, …
+
+        Raises:
+            MediaError: one of them cannot be used.
+        """
+        return [load_image(picture, limits=limits or ImageLimits(), allow_url=allow_url) for picture in pictures]
+
+    def preprocess(self, images: Any, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
+        """Pictures to `pixel_values` `(N, V, 3, S, S)` fp32.
+
+        Args:
+            images: one picture or a list: whatever `bindlm.media.load_image` takes.
+            return_tensors: "pt" or "np".
+        """
+        pictures = self.load(list(images) if isinstance(images, (list, tuple)) else [images])
+        views = [preprocess_image(picture, self.preprocess_config, views=tuple(self.views)) for picture in pictures]
+        stacked = np.stack(views) if views else np.zeros((0, len(self.views), 3, self.size, self.size), np.float32)
+        return BatchFeature({"pixel_values": torch.from_numpy(stacked) if return_tensors == "pt" else stacked})
+
+    def __call__(self, images: Any, **kwargs: Any) -> BatchFeature:
+        """See `preprocess`."""
+        return self.preprocess(images, **kwargs)
+
+
+class BindLMProcessor(ProcessorMixin):
+    """Messages with media parts in, model inputs out.
+
+    A turn's condition comes from the media of the **last user message**: an earlier picture is remembered by what was
+    said about it, and a turn without media runs the untouched language model.
+
+    Args:
+        image_processor: pictures to views.
+        tokenizer: the language model's own.
+        conditioned_chat_template: template for turns with media; turns without use the tokenizer's own.
+
+    Example:
+        >>> inputs = processor.apply_chat_template(
+        ...     [{"role": "user", "content": [{"type": "image", "image": "cat.jpg"},
+        ...                                   {"type": "text", "text": "What is this?"}]}])
+        >>> model.generate(**inputs, max_new_tokens=20)
+    """
+
+    def __init__(
+        self,
+        image_processor: BindLMImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        conditioned_chat_template: str = CONDITIONED_CHAT_TEMPLATE,
+        **kwargs: Any,
+    ) -> None:
+        self.image_processor = image_processor or BindLMImageProcessor()
+        self.tokenizer = tokenizer
+        self.conditioned_chat_template = conditioned_chat_template
+        self.chat_template = None
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        """Parts that transformers saves and prints."""
+        return ["image_processor", "tokenizer"]
+
+    def __call__(
+        self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Plain text and pictures, without a chat template.
+
+        Args:
+            images: one picture, or one (or None) for each text.
+            text: one text or a list of B.
+            **kwargs: for the tokenizer; `padding`, `return_tensors="pt"` and left padding are the defaults.
+
+        Returns:
+            `input_ids`, `attention_mask` `(B, T)`; with pictures `pixel_values` `(M, V, 3, S, S)` and `has_media` `(B,)`.
+        """
+        texts = [text] if isinstance(text, str) else list(text or [])
+        per_row: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images] * (images is not None)
+        if texts and per_row and len(per_row) != len(texts):
+            raise ConfigError(f"{len(per_row)} pictures were given for {len(texts)} texts; use None where there is none.")
+        data: dict[str, Any] = {}
+        if texts:
+            data.update(self._tokenize(texts, **kwargs))
+        data.update(self._pictures(per_row))
+        return BatchFeature(data)
+
+    def _pictures(self, per_row: Sequence[Any]) -> dict[str, Tensor]:
+        present = [picture for picture in per_row if picture is not None]
+        if not present:
+            return {}
+        return {
+            "pixel_values": self.image_processor(present)["pixel_values"],
+            "has_media": torch.tensor([picture is not None for picture in per_row]),
+        }
+
+    def _tokenize(self, texts: list[str], **kwargs: Any) -> dict[str, Tensor]:
+        if self.tokenizer is None:
+            raise ConfigError("This processor has no tokenizer.")
+        options = {"padding": True, "padding_side": "left", "return_tensors": "pt", **kwargs}
+        encoded = self.tokenizer(texts, **options)
+        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, is_conditioned: bool, add_generation_prompt: bool = True
+    ) -> str:
+        """One conversation as the text the model reads; media parts leave no trace in it."""
+        if self.tokenizer is None:
+            raise ConfigError("This processor has no tokenizer.")
+        plain = [{"role": message["role"], "content": _text_of(message)} for message in messages]
+        template = self.conditioned_chat_template if is_conditioned else None
+        return self.tokenizer.apply_chat_template(
+            plain, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+
+    def tokenize_chat(self, messages: Sequence[Mapping[str, Any]], *, is_conditioned: bool) -> BatchFeature:
+        """`input_ids` and `attention_mask` `(1, T)` of one conversation, ready for an answer."""
+        text = self.render_chat(messages, is_conditioned=is_conditioned)
+        return BatchFeature(self._tokenize([text], add_special_tokens=False))
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        *,
+        tokenize: bool = True,
+        add_generation_prompt: bool = True,
+        return_dict: bool = True,
+        return_tensors: str = "pt",
+        **kwargs: Any,
+    ) -> Any:
+        """Conversations with media parts to model inputs.
+
+        Args:
+            conversation: messages `{"role", "content"}`, or a list of such conversations. Content is a string or parts
+                `{"type": "text", "text": …}`, `{"type": "image", "image": …}` (or `"path"`, `"url"`: any source
+                `bindlm.media.load_image` takes; an address only where the caller allows it there).
+            tokenize: False gives the rendered text.
+            add_generation_prompt: whether the assistant's turn is opened.
+
+        Returns:
+            `input_ids`, `attention_mask` `(B, T)`, padded on the left; `pixel_values`, `has_media` where any of the
+            conversations' last user messages has a picture.
+
+        Raises:
+            MediaError: a picture cannot be used.
+            ConfigError: an unknown part, or several pictures in one message.
+        """
+        if not conversation:
+            raise ConfigError("The conversation is empty.")
+        is_batch = not isinstance(conversation[0], Mapping)
+        conversations: list[Any] = list(conversation) if is_batch else [conversation]
+        pictures = [_last_picture(messages) for messages in conversations]
+        texts = [
+            self.render_chat(
+                messages, is_conditioned=picture is not None, add_generation_prompt=add_generation_prompt
+            )
+            for messages, picture in zip(conversations, pictures, strict=True)
+        ]
+        if not tokenize:
+            return texts if is_batch else texts[0]
+        inputs = BatchFeature({**self._tokenize(texts, add_special_tokens=False), **self._pictures(pictures)})
+        return inputs if return_dict else inputs["input_ids"]
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        """The tokenizer's."""
+        assert self.tokenizer is not None
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> str:
+        """The tokenizer's."""
+        assert self.tokenizer is not None
+        return self.tokenizer.decode(*args, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `processor_config.json` holds: all but the tokenizer."""
+        return {
+            "processor_class": type(self).__name__,
+            "conditioned_chat_template": self.conditioned_chat_template,
+            "image_processor": self.image_processor.to_dict(),
+        }
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write `processor_config.json` and the tokenizer into a folder."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.to_json_file(folder / "processor_config.json")
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, local_files_only: bool = False, **kwargs: Any
+    ) -> "BindLMProcessor":
+        """Load from a folder or a hub id.
+
+        A folder without tokenizer files takes the tokenizer of the language model that its `config.json` names.
+
+        Raises:
+            CheckpointError: the folder holds no processor.
+        """
+        import json
+
+        folder = resolve(pretrained_model_name_or_path, local_files_only=local_files_only)
+        path = folder / "processor_config.json"
+        if not path.is_file():
+            raise CheckpointError(f"{folder} has no processor_config.json, so it is not a model saved by bindlm.")
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        image = {name: value for name, value in settings["image_processor"].items() if not name.endswith("_type")}
+        tokenizer_from: str | os.PathLike[str] | None = folder
+        if not (folder / "tokenizer_config.json").is_file():
+            tokenizer_from = BindLMConfig.from_pretrained(folder).language_model
+        if tokenizer_from is None:
+            raise CheckpointError(f"{folder} has neither a tokenizer nor the name of a language model to take one from.")
+        return cls(
+            image_processor=BindLMImageProcessor(**image),
+            tokenizer=load_tokenizer(tokenizer_from, local_files_only=local_files_only),
+            conditioned_chat_template=settings["conditioned_chat_template"],
+        )
+
+
+def _parts(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    content = message.get("content")
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    if not isinstance(content, (list, tuple)):
+        raise ConfigError(f"A message's content must be a string or a list of parts, got {type(content).__name__}.")
+    for part in content:
+        if part.get("type") not in ("text", "image"):
+            raise ConfigError(f"Unknown part type {part.get('type')!r} in a message; known: image, text.")
+    return list(content)
+
+
+def _text_of(message: Mapping[str, Any]) -> str:
+    return "\n".join(part["text"] for part in _parts(message) if part["type"] == "text")
+
+
+def _last_picture(messages: Sequence[Mapping[str, Any]]) -> Any:
+    """The picture of the last user message, or None."""
+    users = [message for message in messages if message.get("role") == "user"]
+    if not users:
+        return None
+    pictures = [part for part in _parts(users[-1]) if part["type"] == "image"]
+    if len(pictures) > 1:
+        raise ConfigError(
+            f"One message has {len(pictures)} pictures; a message here takes one. To mix several, use model.ask("
+            "image=[…], weights=[…])."
+        )
+    if not pictures:
+        return None
+    for key in ("image", "path", "url"):
+        if key in pictures[0]:
+            return pictures[0][key]
+    raise ConfigError('An image part needs its picture: {"type": "image", "image": …}.')
+
+
+AutoImageProcessor.register(BindLMConfig, slow_image_processor_class=BindLMImageProcessor, exist_ok=True)
+AutoProcessor.register(BindLMConfig, BindLMProcessor)

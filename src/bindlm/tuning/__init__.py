@@ -1,0 +1,1 @@
+"""Tuning: what trains, and the adapters that make it possible."""

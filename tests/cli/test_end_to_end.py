@@ -1,0 +1,151 @@
+"""The command as a user starts it, in processes of its own, on the real mini."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+import bindlm
+
+PACKAGE = Path(bindlm.__file__).parent
+DEMO = PACKAGE / "mini" / "demo.jpg"
+
+needs_mini = pytest.mark.skipif(
+    not (PACKAGE / "mini" / "model.safetensors").is_file(),
+    reason="the mini's weights are not in src/bindlm/mini yet; `make mini` trains them",
+)
+
+
+def run(*words, stdin=b"", env=()):
+    """Like a shell without a terminal. The first of all runs fetches the language model: hence the long limit."""
+    process = subprocess.run(
+        [sys.executable, "-m", "bindlm", *map(str, words)],
+        input=stdin,
+        capture_output=True,
+        timeout=280,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent), **dict(env)},
+    )
+    return process.returncode, process.stdout.decode(), process.stderr.decode()
+
+
+def assert_only_notices(err):
+    """Our own lines about what is fetched may be there; advice and warnings of the libraries may not."""
+    assert [line for line in err.splitlines() if not line.startswith(("bindlm: ", "> "))] == []
+
+
+@needs_mini
+def test_ask_json_answers_in_a_sentence_and_accounts_for_its_time():
+    code, out, err = run("ask", "What is this?", "--image", DEMO, "--json")
+    assert code == 0, err
+    assert_only_notices(err)
+    report = json.loads(out)
+    assert report["answer"].endswith(".")
+    assert len(report["answer"].split()) >= 3
+    assert report["bindlm"] == bindlm.__version__
+    assert 1 <= report["tokens"]["answer"] <= 128
+    assert report["tokens"]["prompt"] >= 5
+    seconds = report["seconds"]
+    assert all(seconds[phase] > 0 for phase in ("load", "media", "encode", "prefill", "decode"))
+    assert sum(seconds.values()) - seconds["total"] <= seconds["total"]
+
+
+@needs_mini
+@pytest.mark.slow
+def test_the_streamed_text_is_the_answer():
+    code, out, err = run("ask", "What is this?", "--image", DEMO)
+    assert code == 0, err
+    assert_only_notices(err)
+    assert out.strip() == json.loads(run("ask", "What is this?", "--image", DEMO, "--json")[1])["answer"]
+
+
+@needs_mini
+@pytest.mark.slow
+def test_a_question_without_a_picture_is_answered_from_the_language_model():
+    code, out, err = run("ask", "What is the capital of France?")
+    assert code == 0, err
+    assert "Paris" in out
+
+
+@needs_mini
+@pytest.mark.slow
+def test_a_seed_repeats_a_drawn_answer():
+    words = ["ask", "Tell me a story.", "--temperature", "1.5", "--max-new-tokens", "12"]
+    first, again, other = (run(*words, "--seed", seed)[1] for seed in (3, 3, 4))
+    assert first == again != other
+
+
+@needs_mini
+@pytest.mark.slow
+def test_chat_demo_without_a_terminal_shows_the_turn_and_ends():
+    code, out, err = run("chat", "--demo")
+    assert code == 0, err
+    assert_only_notices(err)
+    picture, question, answer = out.splitlines()
+    assert picture == f"picture:  {DEMO}"
+    assert question == "question: What is this?"
+    assert answer.startswith("answer:   ")
+    assert answer.endswith(".")
+
+
+@needs_mini
+@pytest.mark.slow
+def test_chat_answers_piped_lines_in_turn():
+    code, out, err = run("chat", "--image", DEMO, stdin=b"/clear\nWhat is the capital of France?\n")
+    assert code == 0, err
+    assert "Paris" in out.splitlines()[-1]
+
+
+@needs_mini
+@pytest.mark.slow
+def test_embed_writes_unit_rows(tmp_path):
+    import numpy as np
+
+    out = tmp_path / "demo.safetensors"
+    code, _, err = run("embed", "--image", DEMO, "-", "-o", out, stdin=DEMO.read_bytes())
+    assert code == 0, err
+    with safe_open(out, framework="numpy") as file:
+        rows = file.get_tensor("image")
+        assert json.loads(file.metadata()["names"]) == [str(DEMO), "standard input"]
+    assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    assert np.allclose(rows[0], rows[1], atol=1e-5)  # the same picture by another way
+
+
+def test_a_bad_picture_ends_with_3(tmp_path):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(DEMO.read_bytes()[:100] if DEMO.is_file() else b"\xff\xd8\xff")
+    code, out, err = run("ask", "What is this?", "--image", path)
+    assert (code, out) == (3, "")
+    assert err.startswith("bindlm: error: ")
+    assert "broken.jpg" in err
+    assert len(err.splitlines()) <= 2
+
+
+def test_weights_that_are_not_there_end_with_4(tmp_path):
+    code, out, err = run("ask", "What is this?", "--model", tmp_path / "nowhere")
+    assert (code, out) == (4, "")
+    assert err.startswith("bindlm: error: ")
+    assert "nowhere" in err
+    assert len(err.splitlines()) <= 2
+
+
+@needs_mini
+@pytest.mark.slow
+def test_a_language_model_that_cannot_be_fetched_ends_with_4(tmp_path):
+    # An empty cache, and an index where nothing answers.
+    unreachable = {
+        "BINDLM_HOME": str(tmp_path),
+        "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+        "PIP_EXTRA_INDEX_URL": "",
+        "PIP_FIND_LINKS": "",
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_RETRIES": "0",
+        "PIP_CACHE_DIR": str(tmp_path / "pip"),
+    }
+    code, out, err = run("ask", "What is this?", env=unreachable)
+    assert (code, out) == (4, "")
+    assert "bindlm: error: " in err
+    assert "Traceback" not in err

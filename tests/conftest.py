@@ -1,0 +1,40 @@
+"""What every test shares: no hub, no surprises from hypothesis, one real model for all that need it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+# Before anything imports the hub's client, which reads it once. For the others: HF_HUB_OFFLINE=0 pytest -m network
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# A shared machine can be slow for a second, and a run of CI must not depend on luck.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+ROOT = Path(__file__).resolve().parent.parent
+MINI_WEIGHTS = ROOT / "src" / "bindlm" / "mini" / "model.safetensors"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not on_gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def mini() -> Any:
+    """The shipped model, loaded once. Its language model comes from the package index the first time."""
+    if not MINI_WEIGHTS.is_file():
+        pytest.skip("the mini's weights are not in src/bindlm/mini yet; `make mini` trains them")
+    import bindlm
+
+    return bindlm.load()
