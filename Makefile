@@ -52,7 +52,7 @@ bench: $(STAMPS)/base
 
 clean:
 	rm -rf .venv build dist src/bindlm.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- the environment -------------------------------------------------------------------------------------------------
 

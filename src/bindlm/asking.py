@@ -28,7 +28,7 @@ class Answer:
     answer_tokens: int
     """Tokens generated, the end token included."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Wall time by phase: media (decoding), encode (joint embedding), prefill (to the first token), decode (the rest)."""
+    """Wall time by phase: media (decoding), encode (joint embedding), prefill (to the first token), decode (rest)."""
     model: str = ""
     """Name of the model."""
     joint_neighbours: list[dict[str, Any]] | None = None
@@ -159,9 +159,11 @@ class AskMixin:
             seconds["encode"] = time.perf_counter() - start
         messages = [*(history or []), {"role": "user", "content": question}]
         inputs = processor.tokenize_chat(messages, is_conditioned=bool(pictures))
-        tokenizer = processor.tokenizer
+        tokenizer: Any = processor.tokenizer
         timeline = _Timeline(tokenizer, stream)
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
+        )
         start = time.perf_counter()
         with torch.inference_mode():
             output = self.generate(  # type: ignore[attr-defined]

@@ -52,6 +52,9 @@ class BindLMConfig(PreTrainedConfig):
             text_config = CONFIG_MAPPING[kind](**text_config)
         elif text_config is None:
             text_config = CONFIG_MAPPING["llama"]()
+        # Before the parts are set: this sets the attention of all sub-configs to that of the whole, which is None. A
+        # decoder that shares its configuration with this one would then run without any mask, and say nothing.
+        super().__init__(**kwargs)
         self.text_config = text_config
         self.language_model = language_model
         self.encoder = dict(encoder or {"family": "mini"})
@@ -61,7 +64,6 @@ class BindLMConfig(PreTrainedConfig):
         self.cache = dict(cache) if cache is not None else None
         self.lora = dict(lora) if lora is not None else None
         self.notice = notice
-        super().__init__(**kwargs)
         self.tie_word_embeddings = bool(getattr(text_config, "tie_word_embeddings", False))
 
 

@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +17,16 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import AutoModelForImageTextToText, AutoModelForMultimodalLM
 
 from bindlm.asking import Answer, AskMixin
-from bindlm.bridges import BindNetworkConfig
+from bindlm.bridges import BindNetwork, BindNetworkConfig
 from bindlm.checkpoints import convert_pickled_state, load_language_model, load_state, resolve
 from bindlm.checkpoints.state import save_state_atomic
 from bindlm.configuration import BindLMConfig
-from bindlm.encoders import build_encoder
+from bindlm.encoders import JointEncoder, build_encoder
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.injections import AdditiveInjection, find_decoder_layers
 from bindlm.space import VisualCache, VisualCacheConfig
 from bindlm.space.mix import mix_embeddings
 from bindlm.tuning.lora import inject_lora
-
-if TYPE_CHECKING:
-    from bindlm.processing import BindLMProcessor
 
 __all__ = ["Answer", "BindLMForConditionalGeneration"]
 
@@ -55,6 +52,9 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_attention_backend = True
+    encoder: JointEncoder
+    language_model: PreTrainedModel
+    bridge: BindNetwork
 
     def __init__(self, config: BindLMConfig, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -79,7 +79,7 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
         self._lora = inject_lora(language_model, config.lora) if config.lora is not None else None
         self.injection.attach(layers)
         self.generation_config = language_model.generation_config or GenerationConfig()
-        self.processor: BindLMProcessor | None = None
+        self.processor: Any = None
         self.name = config.name_or_path or "bindlm"
         self.post_init()
 
@@ -239,7 +239,9 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
         Takes what `forward` takes for media, and everything transformers' `generate` takes: `streamer`, `num_beams`,
         `do_sample`, …
         """
-        media = {name: kwargs.pop(name, None) for name in ("condition", "joint_embedding", "pixel_values", "has_media")}
+        media = {
+            name: kwargs.pop(name, None) for name in ("condition", "joint_embedding", "pixel_values", "has_media")
+        }
         with torch.no_grad():
             condition = self._condition(**media)
         if condition is not None:
@@ -289,7 +291,7 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
             self.processor.save_pretrained(folder)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
         *args: Any,

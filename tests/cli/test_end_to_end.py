@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,7 @@ def test_chat_demo_without_a_terminal_shows_the_turn_and_ends():
     assert question == "question: What is this?"
     assert answer.startswith("answer:   ")
     assert answer.endswith(".")
+    assert re.search(r"\b(cat|tabby|kitten)\b", answer), "the demo picture shows a tabby cat"
 
 
 @needs_mini

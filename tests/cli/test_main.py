@@ -73,7 +73,7 @@ def test_only_the_chosen_verb_is_given_its_arguments(verb):
     [
         ("aks", "did you mean 'ask'?"),
         ("Embed", "did you mean 'embed'?"),
-        ("xylophone", "there are ask, chat, embed, train, bench"),
+        ("xylophone", "there are ask, chat, embed, bench"),
         ("What is this?", "bindlm ask 'What is this?'"),
     ],
 )
@@ -88,7 +88,7 @@ def test_an_unknown_verb_gets_a_hint(bindlm_command, word, hint):
 def test_no_verb_is_a_usage_error(bindlm_command):
     run = bindlm_command()
     assert run.code == 2
-    assert run.err == "bindlm: error: which verb? There are ask, chat, embed, train, bench\n  see: bindlm --help\n"
+    assert run.err == "bindlm: error: which verb? There are ask, chat, embed, bench\n  see: bindlm --help\n"
 
 
 def test_a_shortened_option_is_refused(bindlm_command):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import io
 import struct
 
 import numpy as np
@@ -160,6 +161,18 @@ def build_profile(space: bytes, device: bytes, connection: bytes, tags: dict[byt
 WHITE_POINT = b"XYZ \0\0\0\0" + struct.pack(">iii", 0xF6D6, 0x10000, 0xD32D)
 
 
+def coarse_srgb_profile() -> bytes:
+    """sRGB as some devices write it: a curve of 256 points, and a red that is a trace off."""
+    light = np.linspace(0, 1, 256)
+    light = np.where(light <= 0.04045, light / 12.92, ((light + 0.055) / 1.055) ** 2.4)
+    curve = b"curv" + struct.pack(">II", 0, 256) + np.rint(light * 65_535).astype(">u2").tobytes()
+    tags = {b"wtpt": WHITE_POINT, b"rTRC": curve, b"gTRC": curve, b"bTRC": curve}
+    for name, primary in ((b"rXYZ", (0.4366, 0.2225, 0.0139)), (b"gXYZ", (0.3851, 0.7169, 0.0971)),
+                          (b"bXYZ", (0.1431, 0.0606, 0.7142))):  # fmt: skip
+        tags[name] = b"XYZ \0\0\0\0" + struct.pack(">iii", *(round(number * 65_536) for number in primary))
+    return build_profile(b"RGB ", b"mntr", b"XYZ ", tags)
+
+
 def linear_grey_profile() -> bytes:
     return build_profile(b"GRAY", b"mntr", b"XYZ ", {b"wtpt": WHITE_POINT, b"kTRC": b"curv" + bytes(8)})
 
@@ -191,8 +204,12 @@ def test_a_profile_is_applied_beneath_transparency_and_palettes(encode):
 
 
 def test_srgb_itself_changes_no_pixel(encode, picture):
-    data = encode(picture, "PNG", icc_profile=srgb_profile())
-    assert np.array_equal(np.asarray(load_image(data)), np.asarray(picture))
+    for profile in (srgb_profile(), coarse_srgb_profile()):
+        data = encode(picture, "PNG", icc_profile=profile)
+        assert np.array_equal(np.asarray(load_image(data)), np.asarray(picture))
+    profiles = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(picture, *profiles)
+    assert not np.array_equal(np.asarray(converted), np.asarray(picture))  # it would have been rounded
 
 
 def test_a_grey_profile_is_applied(encode):
@@ -219,13 +236,14 @@ def test_broken_and_unfitting_profiles_are_ignored(encode):
     assert first_pixel(red) == (255, 0, 0)
 
 
-def test_loading_twice_is_loading_once(encode):
+@pytest.mark.parametrize("profile", [b"", swapped_profile()])
+@pytest.mark.parametrize("orientation", [2, 6])
+def test_loading_twice_is_loading_once(profile, orientation, encode, picture):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    data = encode(Image.new("RGB", (5, 3), (255, 0, 0)), "PNG", icc_profile=swapped_profile(), exif=exif)
-    once = load_image(data)
+    exif[0x0112] = orientation
+    once = load_image(encode(picture, "PNG", icc_profile=profile, exif=exif))
     twice = load_image(once)
-    assert twice.size == once.size == (3, 5)
+    assert twice.size == once.size
     assert np.array_equal(np.asarray(twice), np.asarray(once))
 
 

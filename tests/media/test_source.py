@@ -106,6 +106,12 @@ def test_a_file_that_is_longer_than_it_says_is_cut(tmp_path):
     refused(status, "larger than the 50 bytes", 50)
 
 
+def test_a_file_too_large_is_refused_by_its_size_before_it_is_read(tmp_path):
+    with (tmp_path / "terabyte").open("wb") as sparse:
+        sparse.truncate(2**40)
+    refused(tmp_path / "terabyte", "larger than", 2**39)  # more than there is memory for
+
+
 def test_streams_are_read_from_where_they_stand():
     stream = io.BytesIO(b"0123456789")
     stream.seek(4)

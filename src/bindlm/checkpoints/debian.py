@@ -28,7 +28,8 @@ def fetch_debian_package(package: str, root: Path) -> Path:
         if shutil.which(tool) is None:
             raise CheckpointError(
                 f"Debian package {package!r} is needed, and {tool} is not on this machine. Unpack the package into "
-                f"{target} by hand (its .deb is an `ar` archive whose data.tar holds the files), or run on Debian/Ubuntu."
+                f"{target} by hand (its .deb is an `ar` archive whose data.tar holds the files), or run on Debian or "
+                "Ubuntu."
             )
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=f".{package}-") as scratch:

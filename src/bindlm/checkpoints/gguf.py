@@ -15,7 +15,8 @@ from bindlm.checkpoints.home import home_path
 from bindlm.checkpoints.locks import locked
 from bindlm.checkpoints.notice import say
 from bindlm.checkpoints.quiet import quiet_transformers
-from bindlm.checkpoints.state import atomic_folder, sha256_of
+from bindlm.checkpoints.state import atomic_folder
+from bindlm.checkpoints.wheel import digest_of
 from bindlm.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def convert_gguf(
     """
     path = Path(path)
     header = read_header(path)
-    digest = _digest(path, progress)
+    digest = digest_of(path, progress=progress)
     parent = Path(out_dir_parent) if out_dir_parent is not None else home_path() / "converted"
     folder = parent / f"{digest}-{FORMAT_VERSION}"
     if (folder / _RECORD).is_file():
@@ -66,14 +67,6 @@ def convert_gguf(
                 record = {"source": path.name, "sha256": digest, "format": FORMAT_VERSION}
                 (unfinished / _RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return folder
-
-
-def _digest(path: Path, progress: bool) -> str:
-    """The file's SHA-256; a fetched file stands in a folder named after it, and need not be read again."""
-    folder = path.absolute().parent
-    if folder.parent == home_path() / "files" and re.fullmatch(r"[0-9a-f]{64}", folder.name):
-        return folder.name
-    return sha256_of(path, progress=progress)
 
 
 def _convert(path: Path, header: GgufHeader, folder: Path, progress: bool) -> None:

@@ -49,6 +49,36 @@ def load_language_model(
         >>> model, tokenizer = load_language_model("HuggingFaceTB/SmolLM2-135M-Instruct")
     """
     dtype, device = _checked_dtype(dtype), _checked_device(device)
+    path = _folder(reference, subfolder, revision, local_files_only, progress)
+    model = _load_model(path, dtype, attn_implementation, bars=progress and sys.stderr.isatty())
+    tokenizer = _load_tokenizer(path)
+    if model.generation_config is not None and model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id  # else every `generate` prints advice
+    if device is not None:
+        model = model.to(device)
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(
+    reference: str | os.PathLike[str],
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    progress: bool = True,
+) -> "PreTrainedTokenizerBase":
+    """Load only the tokenizer of what `load_language_model` would load, with the same arguments and errors."""
+    return _load_tokenizer(_folder(reference, subfolder, revision, local_files_only, progress))
+
+
+def _folder(
+    reference: str | os.PathLike[str],
+    subfolder: str | None,
+    revision: str | None,
+    local_files_only: bool,
+    progress: bool,
+) -> Path:
+    """The folder that transformers can open, fetched and converted where needed."""
     path = resolve(
         reference, subfolder=subfolder, revision=revision, local_files_only=local_files_only, progress=progress
     )
@@ -58,12 +88,7 @@ def load_language_model(
         raise CheckpointError(
             f"{path} holds no config.json; expected a folder written by save_pretrained of transformers"
         )
-    model = _load_model(path, dtype, attn_implementation, bars=progress and sys.stderr.isatty())
-    tokenizer = _load_tokenizer(path)
-    _give_padding(model, tokenizer)
-    if device is not None:
-        model = model.to(device)
-    return model.eval(), tokenizer
+    return path
 
 
 def _load_model(path: Path, dtype: Any, attn_implementation: str | None, *, bars: bool) -> "PreTrainedModel":
@@ -103,19 +128,15 @@ def _load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
 
     try:
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise CheckpointError(
             f"the tokenizer in {path} is missing or damaged; get tokenizer.json and tokenizer_config.json again"
         ) from error
-
-
-def _give_padding(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Batches need a token to fill up with; the attention mask hides it, so any that the model has will do."""
+    # Batches need a token to fill up with; the attention mask hides it, so any that the model has will do.
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
-    if model.generation_config is not None and model.generation_config.pad_token_id is None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id  # else every `generate` prints advice
+    return tokenizer
 
 
 def _checked_dtype(dtype: "torch.dtype | str | None") -> "torch.dtype | None":
@@ -140,20 +161,3 @@ def _checked_device(device: "torch.device | str | None") -> "torch.device | None
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"device={device!r} is not on this machine; expected cpu, cuda, cuda:1, ...") from error
     return found
-
-
-def load_tokenizer(
-    reference: str | os.PathLike[str], *, local_files_only: bool = False, progress: bool = True
-) -> "PreTrainedTokenizerBase":
-    """Load only the tokenizer of what `load_language_model` would load.
-
-    Raises:
-        CheckpointError: it cannot be had or is damaged.
-    """
-    path = resolve(reference, local_files_only=local_files_only, progress=progress)
-    if path.is_file():
-        path = convert_gguf(path, progress=progress)
-    tokenizer = _load_tokenizer(path)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
-    return tokenizer

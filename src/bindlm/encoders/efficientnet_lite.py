@@ -8,7 +8,6 @@ head that compound scaling leaves alone. Parameter names are those of the publis
 import math
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -116,7 +115,9 @@ class EfficientNetLite(nn.Module):
             for repeat in range(repeats if is_edge else math.ceil(config.depth * repeats)):
                 first = repeat == 0
                 blocks.append(
-                    _MobileBlock(kernel, stride if first else 1, expansion, width_in if first else width_out, width_out)
+                    _MobileBlock(
+                        kernel, stride if first else 1, expansion, width_in if first else width_out, width_out
+                    )
                 )
         self._blocks = nn.ModuleList(blocks)
         self._conv_head = SamePadConv2d(_scaled_channels(_STAGES[-1][4], config.width), NUM_FEATURES, 1, bias=False)

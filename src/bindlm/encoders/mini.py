@@ -61,7 +61,15 @@ class MiniEncoder(JointEncoder):
 
         Returns:
             `(B, 1280)`.
+
+        Raises:
+            ConfigError: values of another shape.
         """
+        if pixel_values.ndim != 5 or pixel_values.shape[2] != 3:
+            raise ConfigError(
+                f"The mini's encoder takes pictures (B, V, 3, S, S), got {tuple(pixel_values.shape)}; make them with "
+                "the model's image processor."
+            )
         batch, views = pixel_values.shape[:2]
         flat = pixel_values.flatten(0, 1).to(memory_format=torch.channels_last)  # (B * V, 3, S, S)
         return self.image_tower(flat).unflatten(0, (batch, views)).mean(dim=1)  # (B, 1280)

@@ -1,0 +1,1 @@
+"""Evaluation: real photographs with labels, and how often an answer names them."""

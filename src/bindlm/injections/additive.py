@@ -7,7 +7,6 @@ The released code does something else (it adds `tanh(g) * wv(T_I + prefix_query[
 injection, and only it can load the released weights.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,7 +57,7 @@ class AdditiveInjection(nn.Module):
         gate = self.gate[layer]
         return gate if self.gate_bound is None else self.gate_bound * torch.tanh(gate / self.gate_bound)
 
-    def attach(self, layers: Sequence[nn.Module]) -> None:
+    def attach(self, layers: nn.ModuleList) -> None:
         """Hook every decoder layer; its forward then takes the keyword `condition`, `(B, 1, D_lm)`.
 
         transformers hands unknown keywords of `model.forward` through to each layer, so nothing of the language model

@@ -45,7 +45,7 @@ def array_to_image(array: np.ndarray, medium: Medium, limits: ImageLimits) -> Im
         raise medium.error(f"its shape {array.shape} holds no pixel", "Give at least one")
     limits.check(medium, array.shape[1], array.shape[0])
     pixels = _to_bytes(array, medium)
-    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
 def tensor_to_image(tensor: Any, medium: Medium, limits: ImageLimits) -> Image.Image:

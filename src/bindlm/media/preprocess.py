@@ -125,7 +125,7 @@ def _resize_side(image: Image.Image, is_height: bool, resized: int, config: Imag
     # Only what is kept. At its edges the filter still sees the pixels around, so the result is the same but for the
     # rounding of the box to float32, which changes one byte in ten thousand by one.
     scale = side / resized
-    box = _box(image.size, is_height, begin * scale, min((begin + config.size) * scale, side))
+    box = _box(image.size, is_height, begin * scale, (begin + config.size) * scale)
     return image.resize(_with_side(image.size, is_height, config.size), resampling, box=box)
 
 

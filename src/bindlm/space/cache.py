@@ -41,9 +41,15 @@ class VisualCacheConfig:
     """Whether what is mixed in differs from what is compared; otherwise it is the keys at unit length."""
 
     def __post_init__(self) -> None:
+        if self.weighting not in list(CacheWeighting):
+            raise ConfigError(
+                f"VisualCacheConfig.weighting must be one of {', '.join(CacheWeighting)}, got {self.weighting!r}."
+            )
         self.weighting = CacheWeighting(self.weighting)
         if not 0.0 <= self.alpha <= 1.0:
             raise ConfigError(f"VisualCacheConfig.alpha must lie in [0, 1], got {self.alpha}.")
+        if not self.temperature >= 0.0:
+            raise ConfigError(f"VisualCacheConfig.temperature must be at least 0, got {self.temperature}.")
         if self.num_entries < 1 or self.dim < 1:
             raise ConfigError(f"A cache needs entries and a width, got {self.num_entries} and {self.dim}.")
         if not 1 <= self.top_k <= self.num_entries:
@@ -70,7 +76,7 @@ class VisualCache(nn.Module):
         self.register_buffer("values", values)
 
     def search(self, joint_embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest entries of each row.
+        """The nearest entries of each row; of equally near ones the lowest first.
 
         Args:
             joint_embedding: `(B, D_joint)`.
@@ -78,8 +84,15 @@ class VisualCache(nn.Module):
         Returns:
             Cosines `(B, K)`, falling, and entry numbers `(B, K)`.
         """
+        top_k = self.config.top_k
         similarity = joint_embedding.to(self.keys.dtype) @ self.keys.T  # (B, N)
-        return similarity.topk(self.config.top_k, dim=-1)
+        nearest, entries = similarity.topk(top_k, dim=-1)  # (B, K)
+        # topk picks among ties as it likes; a whole sort costs 10 to 40 times as much, so only where there are some
+        is_tied = (similarity >= nearest[:, -1:]).sum(dim=-1).gt(top_k).any() or nearest.diff(dim=-1).eq(0).any()
+        if is_tied:
+            ordered, order = similarity.sort(dim=-1, descending=True, stable=True)
+            nearest, entries = ordered[:, :top_k], order[:, :top_k]
+        return nearest, entries
 
     def enhance(self, joint_embedding: Tensor) -> Tensor:
         """Eq. (3)-(4), or the released variant: `(B, D_joint)` -> `(B, D_joint)`.

@@ -16,7 +16,9 @@ class BindTrainer(Trainer):
     The full-vocabulary matrix is then made for answers, not for questions and padding.
     """
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any) -> Any:
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
         """Mean cross entropy over answer tokens."""
         if "labels" not in inputs:  # a model with a loss of its own, such as the readout
             outputs = model(**inputs)

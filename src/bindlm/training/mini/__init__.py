@@ -1,0 +1,1 @@
+"""The mini: its pictures, its joint space and its stages."""

@@ -32,17 +32,25 @@ class MixConfig:
 
 
 class MiniDataset(Dataset[dict[str, Any]]):
-    """Sample `index` is a function of seed and index alone, so a resumed run sees what it would have seen."""
+    """Batches are a function of the seed and their first index alone, so a resumed run sees what it would have seen.
+
+    Args:
+        entries: what can be named.
+        sampler: their embeddings.
+        tokenizer: of the language model; None leaves out the text.
+        mix: what samples are made of.
+        num_samples: length.
+        seed: of everything random.
+    """
 
     def __init__(
         self,
         entries: list[Entry],
         sampler: EmbeddingSampler,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | None,
         mix: MixConfig,
         *,
         num_samples: int,
-        batch_size: int,
         seed: int,
     ) -> None:
         self.entries = entries
@@ -50,13 +58,13 @@ class MiniDataset(Dataset[dict[str, Any]]):
         self.tokenizer = tokenizer
         self.mix = mix
         self.num_samples = num_samples
-        self.batch_size = batch_size
         self.seed = seed
         self.kinds = sorted({entry.kind for entry in entries if entry.kind})
         self._by_source = {
             source: [index for index, entry in enumerate(entries) if entry.source == source]
             for source in ("imagenet", "emoji", "furniture")
         }
+        self._prompts: dict[str, list[int]] = {}
 
     def __len__(self) -> int:
         return self.num_samples
@@ -68,30 +76,50 @@ class MiniDataset(Dataset[dict[str, Any]]):
         return choices[int(random.integers(len(choices)))]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        random = np.random.default_rng([self.seed, index])
-        number = self._entry(random)
-        entry = self.entries[number]
-        # the same draw for a whole batch, so that short turns are not padded to long ones
-        batch_random = np.random.default_rng([self.seed, 1, index // self.batch_size])
-        if batch_random.random() < self.mix.bare_turns:
-            prompt, answer = "<|im_start|>assistant\n", sentence(entry)
-        else:
-            dialogue = any_dialogue(entry, self.kinds, random) if self.mix.other_questions else name_dialogue(entry, random)
-            question, answer = dialogue
-            prompt = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}],
-                chat_template=CONDITIONED_CHAT_TEMPLATE,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        prompt_ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        answer_ids = self.tokenizer(answer + "<|im_end|>", add_special_tokens=False)["input_ids"]
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """A whole batch at once, as torch's loader asks for it."""
+        random = np.random.default_rng([self.seed, indices[0]])
+        numbers = [self._entry(random) for _ in indices]
+        embeddings = self.sampler.draw(numbers, random)
+        # bare or not is drawn for a whole batch, so that short turns are not padded to long ones
+        is_bare = random.random() < self.mix.bare_turns
+        samples = []
+        for number, embedding in zip(numbers, embeddings, strict=True):
+            sample: dict[str, Any] = {"joint_embedding": embedding, "entry": number}
+            if self.tokenizer is not None:
+                sample |= self._text(self.entries[number], is_bare, random)
+            samples.append(sample)
+        return samples
+
+    def _text(self, entry: Entry, is_bare: bool, random: np.random.Generator) -> dict[str, list[int]]:
+        assert self.tokenizer is not None
+        question, answer = None, sentence(entry)
+        if not is_bare and self.mix.other_questions:
+            question, answer = any_dialogue(entry, self.kinds, random)
+        elif not is_bare:
+            question, answer = name_dialogue(entry, random)
         return {
-            "joint_embedding": self.sampler.draw(number, random),
-            "prompt_ids": prompt_ids,
-            "answer_ids": answer_ids,
-            "entry": number,
+            "prompt_ids": self._prompt_ids(question),
+            "answer_ids": self.tokenizer(answer + "<|im_end|>", add_special_tokens=False)["input_ids"],
         }
+
+    def _prompt_ids(self, question: str | None) -> list[int]:
+        """Tokens before the answer; without a question, the opened assistant's turn alone."""
+        assert self.tokenizer is not None
+        key = question or ""
+        if key not in self._prompts:
+            text = "<|im_start|>assistant\n"
+            if question:
+                text = self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": question}],
+                    chat_template=CONDITIONED_CHAT_TEMPLATE,
+                    tokenize=False,
+                    add_generation_prompt=True,
+                )
+            self._prompts[key] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self._prompts[key]
 
 
 def collate(samples: list[dict[str, Any]], pad_token_id: int) -> dict[str, Tensor]:

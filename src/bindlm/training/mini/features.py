@@ -39,7 +39,10 @@ def picture_features(
     for start in tqdm(
         range(len(done), len(pictures), _SAVE_EVERY), desc="picture features", initial=len(done) // _SAVE_EVERY
     ):
-        part = [_extract(tower, pictures[i], num_views, seed + i) for i in range(start, min(start + _SAVE_EVERY, len(pictures)))]
+        part = [
+            _extract(tower, pictures[i], num_views, seed + i)
+            for i in range(start, min(start + _SAVE_EVERY, len(pictures)))
+        ]
         done = torch.cat([done, torch.stack(part)]) if len(done) else torch.stack(part)
         save_state_atomic(file, {"features": done.half()}, metadata={"fingerprint": fingerprint})
     return entries, done

@@ -1,8 +1,8 @@
 """The mini's own pictures: emoji and furniture icons, with their names, pasted on random backgrounds.
 
-All of it is permissively licensed (Noto Color Emoji: OFL-1.1; names: Unicode licence; Sweet Home 3D furniture: CC0 and
-CC-BY, creators named in THIRD_PARTY.md), so weights trained on it may ship. None of it is a photograph: photographs are
-kept for testing.
+All of it is permissively licensed (Noto Color Emoji: OFL-1.1; names: Unicode licence; Sweet Home 3D furniture: CC0
+and CC-BY, creators named in THIRD_PARTY.md), so weights trained on it may ship. None of it is a photograph:
+photographs are kept for testing.
 """
 
 import io
@@ -39,7 +39,9 @@ class NamedPicture:
 
 def load_emoji(root: Path) -> Iterator[NamedPicture]:
     """Emoji of things, animals, food and places: about 700 single code points."""
-    font_file = fetch_debian_package("fonts-noto-color-emoji", root) / "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
+    font_file = (
+        fetch_debian_package("fonts-noto-color-emoji", root) / "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
+    )
     table = fetch_debian_package("unicode-data", root) / "usr/share/unicode/emoji/emoji-test.txt"
     font = ImageFont.truetype(str(font_file), _EMOJI_PIXELS)
     group = ""
@@ -61,7 +63,7 @@ def load_emoji(root: Path) -> Iterator[NamedPicture]:
 
 
 def _furniture_name(raw: str) -> str:
-    """"Small office chair 2" -> "small office chair"; all-capital brand words are left alone."""
+    """ "Small office chair 2" -> "small office chair"; all-capital brand words are left alone."""
     name = re.sub(r"\s*\(.*?\)|\s+\d+$", "", raw).strip()
     return name[:1].lower() + name[1:]
 

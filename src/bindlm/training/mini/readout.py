@@ -51,7 +51,9 @@ class Readout(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
-def name_targets(entries: list[Entry], tokenizer: PreTrainedTokenizerBase, vocab_size: int, kind_share: float) -> Tensor:
+def name_targets(
+    entries: list[Entry], tokenizer: PreTrainedTokenizerBase, vocab_size: int, kind_share: float
+) -> Tensor:
     """Token shares `(E, V)` of each entry: mostly its name, the first token twice, some its kind."""
     targets = torch.zeros(len(entries), vocab_size)
     for row, entry in enumerate(entries):

@@ -1,5 +1,6 @@
 """Joint embeddings to train on: prototypes made as uncertain as photographs are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,56 +28,63 @@ class NoiseConfig:
 
 
 class EmbeddingSampler:
-    """Draws `(D_joint,)` embeddings for an entry.
+    """Draws joint embeddings for entries: 0..999 are classes, the others pictures.
 
-    Entries 0..999 are classes, the others pictures.
+    Args:
+        class_keys: `(1000, D_joint)`.
+        views: `(P, V, D_joint)`, unit-length embeddings of the pictures' views.
+        config: the noise.
     """
 
     def __init__(self, class_keys: Tensor, views: Tensor, config: NoiseConfig) -> None:
-        """
-        Args:
-            class_keys: `(1000, D_joint)`.
-            views: `(P, V, D_joint)`, unit-length embeddings of the pictures' views.
-        """
         self.config = config
         self.prototypes = F.normalize(class_keys, dim=-1)
         self.views = views
         similarity = self.prototypes @ self.prototypes.T
-        similarity.fill_diagonal_(-1)
-        weights = torch.softmax(config.neighbour_temperature * similarity, dim=1).double().numpy()
-        uniform = 1 / len(weights)
-        self._confuser_odds = 0.7 * weights / weights.sum(1, keepdims=True) + 0.3 * uniform
-        self._confuser_odds /= self._confuser_odds.sum(1, keepdims=True)
+        similarity.fill_diagonal_(-torch.inf)
+        odds = torch.softmax(config.neighbour_temperature * similarity, dim=1)
+        uniform = 1 / len(odds)
+        self._log_odds = (0.7 * odds + 0.3 * uniform).log().fill_diagonal_(-torch.inf).numpy()
 
-    def draw(self, entry: int, random: np.random.Generator) -> Tensor:
-        """One embedding of `entry`, unit length."""
-        if entry >= len(self.prototypes):
-            return self._picture(entry - len(self.prototypes), random)
-        return self._prototype(entry, random)
+    def draw(self, entries: Sequence[int], random: np.random.Generator) -> Tensor:
+        """One embedding for each entry: `(B, D_joint)`, unit length."""
+        numbers = np.asarray(entries)
+        num_classes = len(self.prototypes)
+        is_class = torch.from_numpy(numbers < num_classes)[:, None]
+        of_class = self._prototypes(np.minimum(numbers, num_classes - 1), random)
+        of_picture = self._pictures(np.maximum(numbers - num_classes, 0), random)
+        return torch.where(is_class, of_class, of_picture)
 
-    def _picture(self, index: int, random: np.random.Generator) -> Tensor:
-        views = self.views[index]
-        shares = torch.from_numpy(random.dirichlet(np.ones(len(views)))).float()
-        noise = self._noise(views.shape[-1], random) * random.uniform(0, 0.7)
-        return F.normalize(F.normalize(shares @ views, dim=-1) + noise, dim=-1)
+    def _pictures(self, indices: np.ndarray, random: np.random.Generator) -> Tensor:
+        """Random blends of a picture's views, and some noise."""
+        views = self.views[indices]  # (B, V, D_joint)
+        shares = torch.from_numpy(random.dirichlet(np.ones(views.shape[1]), len(indices))).float()
+        blend = F.normalize(torch.einsum("bv,bvd->bd", shares, views), dim=-1)
+        strength = torch.from_numpy(random.uniform(0, 0.7, (len(indices), 1))).float()
+        return F.normalize(blend + strength * self._noise(blend.shape, random), dim=-1)
 
-    def _prototype(self, index: int, random: np.random.Generator) -> Tensor:
-        config = self.config
-        signal = self.prototypes[index].clone()
-        count = int(random.integers(0, config.confusers + 1))
-        if count:
-            others = random.choice(len(self.prototypes), size=count, replace=False, p=self._confuser_odds[index])
-            shares = torch.from_numpy(random.uniform(0, config.confuser_share, count)).float()
-            signal = signal + shares @ self.prototypes[others]
-        signal = F.normalize(signal, dim=-1)
-        noise = self._noise(len(signal), random)
-        if random.random() < config.picture_residual:
-            picture = self.views[int(random.integers(len(self.views))), int(random.integers(self.views.shape[1]))]
-            noise = F.normalize(noise + random.uniform(0.2, 1.0) * picture, dim=-1)
-        noise = F.normalize(noise - (noise @ signal) * signal, dim=-1)
-        cosine = random.uniform(config.cosine_low, config.cosine_high)
-        return cosine * signal + (1 - cosine**2) ** 0.5 * noise
+    def _prototypes(self, indices: np.ndarray, random: np.random.Generator) -> Tensor:
+        """Prototypes among confusers, at the cosine that photographs have."""
+        config, batch = self.config, len(indices)
+        signal = self.prototypes[indices]
+        if config.confusers:
+            # Gumbel's trick: the largest of noisy log-odds are a draw without replacement
+            noisy = self._log_odds[indices] + random.gumbel(size=(batch, len(self.prototypes)))
+            others = np.argpartition(-noisy, config.confusers, axis=1)[:, : config.confusers]
+            shares = random.uniform(0, config.confuser_share, (batch, config.confusers))
+            shares *= np.arange(config.confusers) < random.integers(0, config.confusers + 1, (batch, 1))
+            mixed = torch.einsum("bk,bkd->bd", torch.from_numpy(shares).float(), self.prototypes[others])
+            signal = F.normalize(signal + mixed, dim=-1)
+        noise = self._noise(signal.shape, random)
+        picture = self.views[
+            random.integers(len(self.views), size=batch), random.integers(self.views.shape[1], size=batch)
+        ]
+        share = random.uniform(0.2, 1.0, (batch, 1)) * (random.random((batch, 1)) < config.picture_residual)
+        noise = F.normalize(noise + torch.from_numpy(share).float() * picture, dim=-1)
+        noise = F.normalize(noise - (noise * signal).sum(1, keepdim=True) * signal, dim=-1)
+        cosine = torch.from_numpy(random.uniform(config.cosine_low, config.cosine_high, (batch, 1))).float()
+        return cosine * signal + (1 - cosine**2).sqrt() * noise
 
     @staticmethod
-    def _noise(dim: int, random: np.random.Generator) -> Tensor:
-        return F.normalize(torch.from_numpy(random.standard_normal(dim, dtype=np.float32)), dim=-1)
+    def _noise(shape: tuple[int, ...], random: np.random.Generator) -> Tensor:
+        return F.normalize(torch.from_numpy(random.standard_normal(shape, dtype=np.float32)), dim=-1)

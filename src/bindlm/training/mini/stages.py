@@ -12,6 +12,7 @@ from torch import Tensor
 from bindlm.bridges.bind_network import init_near_zero_residuals
 from bindlm.checkpoints import load_language_model, load_state, resolve, save_state_atomic
 from bindlm.configuration import BindLMConfig
+from bindlm.encoders import MiniEncoder
 from bindlm.modeling import BindLMForConditionalGeneration
 from bindlm.training.mini.data import MiniDataset, MixConfig, collate
 from bindlm.training.mini.features import picture_features
@@ -116,13 +117,14 @@ class MiniRun:
         self.model.requires_grad_(False)
         self.model._load_tower("image_tower", resolve(settings.image_tower))
         init_near_zero_residuals(self.model.bridge)
-        self.model.bridge.output_norm.weight.data.fill_(0.3)  # about the length of a token embedding
         self._build_space()
 
     def _build_space(self) -> None:
         """Whitening, prototypes and cache, from the tower and the pictures."""
         recipe, settings = self.recipe, self.recipe.model
-        tower = self.model.encoder.image_tower.eval()
+        encoder = self.model.encoder
+        assert isinstance(encoder, MiniEncoder)
+        tower = encoder.image_tower.eval()
         pictures, features = picture_features(
             tower, self.packages, self.folder / "features.safetensors", num_views=recipe.num_views, seed=recipe.seed
         )
@@ -133,7 +135,6 @@ class MiniRun:
             shrinkage=recipe.shrinkage,
             picture_key_length=recipe.picture_key_length,
         )
-        encoder = self.model.encoder
         encoder.mean.copy_(space.mean)
         encoder.projection.copy_(space.projection.bfloat16().float())  # as it will be stored
         views = F.normalize(encoder.project(features), dim=-1)
@@ -148,14 +149,13 @@ class MiniRun:
             temperature=settings.cache_temperature,
         )
 
-    def _dataset(self, recipe: StageRecipe) -> MiniDataset:
+    def _dataset(self, recipe: StageRecipe, has_text: bool) -> MiniDataset:
         return MiniDataset(
             self.entries,
             EmbeddingSampler(self.class_keys, self.views, recipe.noise),
-            self.tokenizer,
+            self.tokenizer if has_text else None,
             recipe.mix,
             num_samples=recipe.num_steps * recipe.batch_size,
-            batch_size=recipe.batch_size,
             seed=recipe.seed,
         )
 
@@ -166,7 +166,7 @@ class MiniRun:
         if not result.is_file():
             train(
                 model,
-                self._dataset(recipe),
+                self._dataset(recipe, has_text=model is self.model),
                 collator,
                 folder=self.folder / name,
                 num_steps=recipe.num_steps,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-_TABLE = Path(__file__).parent / "vocabulary.tsv"
+TABLE = Path(__file__).parent / "vocabulary.tsv"
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Entry:
 
 def load_vocabulary() -> list[Entry]:
     """The 1000 ImageNet classes in the order of the head, with everyday names (WordNet lemmas, edited by hand)."""
-    with _TABLE.open(encoding="utf-8", newline="") as stream:
+    with TABLE.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
     return [Entry(row["name"], row["kind"], "imagenet") for row in rows]
 
@@ -32,7 +32,16 @@ _UNCOUNTABLE = frozenset(
     "hay guacamole consomme espresso velvet wool lipstick lotion sunscreen dough broccoli cauliflower corn bread rice "
     "salt butter milk sushi popcorn garlic bacon spaghetti sand water snow fog fire furniture clothing food fruit "
     "cattle carbonara eggnog soap".split()
-) | {"mashed potato", "red wine", "toilet paper", "chain mail", "face powder", "hair spray", "ice cream", "cooked rice"}
+) | {
+    "mashed potato",
+    "red wine",
+    "toilet paper",
+    "chain mail",
+    "face powder",
+    "hair spray",
+    "ice cream",
+    "cooked rice",
+}
 _PLURAL = frozenset(
     "jeans sunglasses pajamas binoculars swimming trunks parallel bars maracas scissors glasses goggles books grapes "
     "cherries blueberries peanuts beans chopsticks socks gloves shorts briefs headphones chains skis bubbles flowers "
@@ -87,9 +96,9 @@ NAME_QUESTIONS = (
     "What is it?",
 )
 _ANIMALS = (
-    "dog cat wolf fox bear monkey ape lemur rabbit squirrel rodent antelope sheep goat cattle pig elephant camel whale "
-    "dolphin seal marsupial mammal bird parrot penguin owl eagle heron fish shark ray snake lizard turtle reptile frog "
-    "salamander amphibian dinosaur spider arachnid insect beetle butterfly crustacean worm"
+    "dog cat wolf fox bear monkey ape lemur rabbit squirrel rodent antelope sheep goat cattle pig elephant camel "
+    "whale dolphin seal marsupial mammal bird parrot penguin owl eagle heron fish shark ray snake lizard turtle "
+    "reptile frog salamander amphibian dinosaur spider arachnid insect beetle butterfly crustacean worm"
 ).split() + ["big cat", "wild cat", "wild dog", "sea creature"]
 _BROADER: dict[str, frozenset[str]] = {
     **{kind: frozenset({"animal"}) for kind in _ANIMALS},
