@@ -46,6 +46,7 @@ _COMMON: dict[str, Any] = {
     "head_dim": 8,
     "max_position_embeddings": 256,
     "initializer_range": _SPREAD,
+    "tie_word_embeddings": False,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
@@ -89,6 +90,7 @@ def tiny_model(
     seed: int = 0,
     gate: float | None = 0.3,
     language_model: PreTrainedModel | None = None,
+    reference: str | None = None,
     **changes: Any,
 ) -> BindLMForConditionalGeneration:
     """A bound model in evaluation mode, all of its weights random.
@@ -98,10 +100,13 @@ def tiny_model(
         seed: of every weight.
         gate: standard deviation of the gates; None leaves them at zero.
         language_model: a decoder to bind in place of a new one.
+        reference: where that decoder's weights come from, if they are not to be saved with the model.
         **changes: fields of `BindLMConfig`.
     """
     language_model = language_model or tiny_language_model(kind, seed)
-    model = BindLMForConditionalGeneration(tiny_config(language_model.config, **changes), language_model)
+    model = BindLMForConditionalGeneration(
+        tiny_config(language_model.config, language_model=reference, **changes), language_model
+    )
     generator = torch.Generator().manual_seed(seed + 1)
     model.encoder.image_tower.load_state_dict(lively_tower())
     randomize_(model.encoder.projection, 0.1, generator)

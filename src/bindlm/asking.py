@@ -1,5 +1,6 @@
 """Ask a bound model: the few lines most users need, on top of processor and `generate`."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,6 +69,7 @@ class _Timeline:
 
     def _show(self, text: str) -> None:
         assert self.stream is not None
+        text = text.strip()  # as the answer is; white space waits for the word after it
         if len(text) > self._shown:
             self.stream(text[self._shown :])
             self._shown = len(text)
@@ -140,13 +142,16 @@ class AskMixin:
         """
         if not isinstance(question, str) or not question.strip():
             raise ConfigError("The question is empty: ask something, for example 'What is this?'.")
-        if temperature < 0:
+        if not 0 <= temperature < math.inf:
             raise ConfigError(f"temperature must be at least 0, got {temperature}.")
+        if not 0 < top_p <= 1:
+            raise ConfigError(f"top_p must be above 0 and at most 1, got {top_p}.")
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
         processor = self._needed_processor()
         seconds = {"media": 0.0, "encode": 0.0}
         pictures = _as_list(image)
+        shares = _picture_weights(weights, len(pictures))
         mixed: list[tuple[Tensor, float]] | None = None
         if pictures:
             start = time.perf_counter()
@@ -155,7 +160,7 @@ class AskMixin:
             seconds["media"] = time.perf_counter() - start
             start = time.perf_counter()
             joint = self.encode_media(image=pixel_values)["image"]  # type: ignore[attr-defined]
-            mixed = list(zip(joint.split(1), _picture_weights(weights, len(pictures)), strict=True))
+            mixed = list(zip(joint.split(1), shares, strict=True))
             seconds["encode"] = time.perf_counter() - start
         messages = [*(history or []), {"role": "user", "content": question}]
         inputs = processor.tokenize_chat(messages, is_conditioned=bool(pictures))
@@ -205,6 +210,8 @@ class AskMixin:
         pictures = _as_list(image)
         if not pictures:
             raise ConfigError("There is nothing to embed: give image=… a picture or a list of pictures.")
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
         processor = self._needed_processor()
         parts = []
         for start in range(0, len(pictures), batch_size):
@@ -239,6 +246,8 @@ def _picture_weights(weights: Mapping[str, float] | Sequence[float] | None, coun
     """One weight for each picture."""
     if weights is None:
         return [1.0] * count
+    if count == 0:
+        raise ConfigError("weights were given, but nothing to weigh; give image=… as well.")
     if isinstance(weights, Mapping):
         unknown = set(weights) - {"image"}
         if unknown:

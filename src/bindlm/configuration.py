@@ -52,6 +52,11 @@ class BindLMConfig(PreTrainedConfig):
             text_config = CONFIG_MAPPING[kind](**text_config)
         elif text_config is None:
             text_config = CONFIG_MAPPING["llama"]()
+        elif not isinstance(text_config, PreTrainedConfig):
+            raise ConfigError(
+                "BindLMConfig.text_config must be a configuration of transformers or a dictionary with model_type, got "
+                f"{text_config!r}."
+            )
         # Before the parts are set: this sets the attention of all sub-configs to that of the whole, which is None. A
         # decoder that shares its configuration with this one would then run without any mask, and say nothing.
         super().__init__(**kwargs)

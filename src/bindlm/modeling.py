@@ -4,14 +4,18 @@ ImageBind-LLM (arXiv 2309.03905). The way of the data: media tensor -> joint emb
 visual cache -> bridge -> condition `(B, 1, D_lm)` -> injection into every decoder layer.
 """
 
+import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import AutoModelForImageTextToText, AutoModelForMultimodalLM
@@ -61,8 +65,7 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.language_model = language_model
-        settings = dict(config.encoder)
-        self.encoder = build_encoder(settings.pop("family"), **settings).requires_grad_(False)
+        self.encoder = _built("encoder", build_encoder, config.encoder).requires_grad_(False).eval()
         text_config = config.get_text_config()
         bridge = {"input_dim": self.encoder.dim, "output_dim": text_config.hidden_size, **config.bridge}
         if bridge["input_dim"] != self.encoder.dim or bridge["output_dim"] != text_config.hidden_size:
@@ -70,14 +73,21 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
                 f"The bridge is {bridge['input_dim']} -> {bridge['output_dim']}, but the encoder gives "
                 f"{self.encoder.dim} and the language model takes {text_config.hidden_size}."
             )
-        self.bridge = BindNetworkConfig(**bridge).build()
-        self.injection = AdditiveInjection(text_config.num_hidden_layers, **config.injection)
-        self.cache = VisualCache(VisualCacheConfig(**config.cache)) if config.cache is not None else None
-        if self.cache is not None and self.cache.config.dim != self.encoder.dim:
-            raise ConfigError(f"The cache is {self.cache.config.dim} wide, the encoder {self.encoder.dim}.")
-        layers = find_decoder_layers(language_model)
-        self._lora = inject_lora(language_model, config.lora) if config.lora is not None else None
-        self.injection.attach(layers)
+        self.bridge = _built("bridge", BindNetworkConfig, bridge).build()
+        self.injection = _built(
+            "injection", partial(AdditiveInjection, text_config.num_hidden_layers), config.injection
+        )
+        self.cache = None
+        if config.cache is not None:
+            self.cache = VisualCache(_built("cache", VisualCacheConfig, config.cache))
+            self._check_cache(self.cache)
+        # Only now is the language model touched, and given back as it was if that goes wrong.
+        self.injection.attach(find_decoder_layers(language_model))
+        try:
+            self._lora = inject_lora(language_model, config.lora) if config.lora is not None else None
+        except ConfigError:
+            self.injection.detach()
+            raise
         self.generation_config = language_model.generation_config or GenerationConfig()
         self.processor: Any = None
         self.name = config.name_or_path or "bindlm"
@@ -85,6 +95,18 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
 
     def init_weights(self) -> None:
         """Nothing: each part initialises or loads itself."""
+
+    def train(self, mode: bool = True) -> "BindLMForConditionalGeneration":
+        """Set training mode for all but the encoder: its batch norms would follow the batch, and drift."""
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **kwargs: Any
+    ) -> None:
+        replaying = partial(_checkpoint_with_adapters, self, gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable, replaying, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token embeddings."""
@@ -108,13 +130,22 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
         Args:
             keys, values: `(N, D_joint)`, see `VisualCache`; without values, the keys at unit length are mixed in.
             **settings: fields of `VisualCacheConfig` other than its sizes.
+
+        Raises:
+            ConfigError: the keys are not as wide as the joint space, or a setting is impossible.
         """
         sizes = {"num_entries": keys.shape[0], "dim": keys.shape[1], "has_own_values": values is not None}
+        cache = VisualCache(VisualCacheConfig(**sizes, **settings))
+        self._check_cache(cache)
+        cache.keys.copy_(keys)
+        if cache.values is not None and values is not None:
+            cache.values.copy_(values)
+        self.cache = cache.to(self.device)
         self.config.cache = {**sizes, **settings}
-        self.cache = VisualCache(VisualCacheConfig(**self.config.cache))
-        self.cache.keys.copy_(keys)
-        if self.cache.values is not None and values is not None:
-            self.cache.values.copy_(values)
+
+    def _check_cache(self, cache: VisualCache) -> None:
+        if cache.config.dim != self.encoder.dim:
+            raise ConfigError(f"The cache is {cache.config.dim} wide, the encoder {self.encoder.dim}.")
 
     def add_lora(self, settings: dict[str, Any]) -> list[nn.Parameter]:
         """Put LoRA adapters into the language model, on wherever there is a condition.
@@ -126,12 +157,12 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
             The adapters' weights.
 
         Raises:
-            ConfigError: the model has adapters already.
+            ConfigError: the model has adapters already, or the settings do not fit it.
         """
         if self._lora is not None:
             raise ConfigError("This model has LoRA adapters already.")
-        self.config.lora = dict(settings)
         self._lora = inject_lora(self.language_model, settings)
+        self.config.lora = dict(settings)
         return self._lora.parameters()
 
     # -- from media to condition ------------------------------------------------------------------------------------
@@ -145,12 +176,13 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
         Returns:
             By modality: `(B, D_joint)`, unit length, fp32.
         """
-        with torch.inference_mode(mode=not torch.is_grad_enabled()):
-            return {
-                modality: self.encoder.encode(modality, values)
-                for modality, values in media.items()
-                if values is not None
-            }
+        weight = next(self.encoder.parameters())
+        embeddings = {}
+        for modality, values in media.items():
+            if values is not None:
+                values = values.to(weight) if values.is_floating_point() else values.to(weight.device)
+                embeddings[modality] = self.encoder.encode(modality, values).float()
+        return embeddings
 
     def condition_from(
         self, joint_embedding: Tensor | Sequence[tuple[Tensor, float]], *, use_cache_entries: bool = True
@@ -173,26 +205,34 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
 
     def _condition(
         self,
+        num_rows: int,
         condition: Tensor | None,
         joint_embedding: Tensor | Sequence[tuple[Tensor, float]] | None,
         pixel_values: Tensor | None,
         has_media: Tensor | None,
     ) -> Tensor | None:
-        """One condition from whichever form was given; rows without media get zeros."""
+        """One condition `(num_rows, 1, D_lm)` from whichever form was given; rows without media get zeros."""
         if sum(value is not None for value in (condition, joint_embedding, pixel_values)) > 1:
             raise ConfigError("Give one of condition, joint_embedding and pixel_values, not several.")
-        if condition is not None:
-            return condition
         if pixel_values is not None:
             joint_embedding = self.encode_media(image=pixel_values)["image"]
-        if joint_embedding is None:
+        if joint_embedding is not None:
+            condition = self.condition_from(joint_embedding)
+            if has_media is not None:
+                condition = _spread(condition, has_media)
+        elif has_media is not None and bool(has_media.any()):
+            raise ConfigError("has_media marks rows with media, but there are no pixel_values and no joint_embedding.")
+        if condition is None:
             return None
-        rows = self.condition_from(joint_embedding)
-        if has_media is None:
-            return rows
-        spread = rows.new_zeros(len(has_media), *rows.shape[1:])
-        spread[has_media.to(rows.device)] = rows
-        return spread
+        width = self.bridge.config.output_dim
+        if condition.shape[1:] != (1, width) or len(condition) not in (1, num_rows):
+            raise ConfigError(
+                f"The condition of {num_rows} rows of text must be ({num_rows}, 1, {width}), or (1, 1, {width}) for all "
+                f"of them, got {tuple(condition.shape)}. Where some rows have media, say which with has_media."
+            )
+        if not self.injection.is_attached:
+            raise ConfigError("The injection is not attached, so a condition would do nothing; see injection.attach().")
+        return condition.expand(num_rows, -1, -1)
 
     # -- the language model -----------------------------------------------------------------------------------------
 
@@ -215,23 +255,27 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
             pixel_values: pictures `(M, V, 3, S, S)` of the M rows that have one.
             has_media: `(B,)` bool, which rows these are; None where each row has one.
             joint_embedding: in place of pictures, `(B, D_joint)` or a list of `((B, D_joint), weight)`.
-            condition: in place of either, what the bridge would give, `(B, 1, D_lm)`; an all-zero row has none.
+            condition: in place of either, what the bridge would give, `(B, 1, D_lm)`; an all-zero row has none. One
+                row of any of the three serves a whole batch.
             labels: `(B, T)`, -100 where no loss is wanted.
             **kwargs: whatever the language model takes (`past_key_values`, `position_ids`, `logits_to_keep`, …).
 
         Returns:
             The language model's own output.
         """
-        condition = self._condition(condition, joint_embedding, pixel_values, has_media)
+        tokens = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
+        num_rows = len(tokens) if tokens is not None else 1
+        condition = self._condition(num_rows, condition, joint_embedding, pixel_values, has_media)
         if condition is not None:
             kwargs["condition"] = condition
+        with self._adapters(condition):
+            return self.language_model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
+
+    def _adapters(self, condition: Tensor | None) -> AbstractContextManager[None]:
+        """LoRA on for the rows that have a condition, if there is LoRA."""
         if self._lora is None:
-            return self.language_model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
-        is_conditioned = None if condition is None else condition.detach().ne(0).flatten(1).any(dim=1)
-        if is_conditioned is not None and not bool(is_conditioned.any()):
-            kwargs.pop("condition")
-        with self._lora.rows(is_conditioned):
-            return self.language_model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
+            return nullcontext()
+        return self._lora.rows(None if condition is None else condition.detach().ne(0).flatten(1).any(dim=1))
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         """transformers' `generate`, with the media encoded once, not once a token.
@@ -242,8 +286,10 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
         media = {
             name: kwargs.pop(name, None) for name in ("condition", "joint_embedding", "pixel_values", "has_media")
         }
+        given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        num_rows = next((len(tokens) for tokens in given if tokens is not None), 1)
         with torch.no_grad():
-            condition = self._condition(**media)
+            condition = self._condition(num_rows, **media)
         if condition is not None:
             kwargs["condition"] = condition
         return super().generate(inputs, **kwargs)
@@ -253,15 +299,11 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
     def saved_names(self) -> list[str]:
         """Names of the tensors that belong to this model's own file: all but those kept by reference."""
         referenced = tuple(f"encoder.{tower}." for tower in self.config.encoder_weights)
-        names = []
-        for name in self.state_dict():
-            if name.startswith(referenced) and referenced:
-                continue
-            is_adapter = ".lora_" in name
-            if name.startswith("language_model.") and self.config.language_model is not None and not is_adapter:
-                continue
-            names.append(name)
-        return names
+        if self.config.language_model is not None:
+            referenced += ("language_model.",)
+        adapters = {id(parameter) for parameter in self._lora.parameters()} if self._lora is not None else set()
+        own = {name for name, parameter in self.named_parameters() if id(parameter) in adapters}
+        return [name for name in self.state_dict() if name in own or not name.startswith(referenced)]
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None, **kwargs: Any
@@ -284,6 +326,7 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
         wanted = {name: state[name].detach().cpu().contiguous() for name in self.saved_names() if name in state}
         save_state_atomic(folder / WEIGHTS_FILE, _without_ties(wanted), metadata={"format": "pt"})
         self.config.architectures = [type(self).__name__]
+        self.config.text_config.dtype = self.language_model.dtype
         self.config.save_pretrained(folder)
         if self.generation_config is not None:
             self.generation_config.save_pretrained(folder)
@@ -307,7 +350,8 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
         Args:
             pretrained_model_name_or_path: a folder or a hub id.
             config: in place of the folder's own.
-            dtype: of the language model, bridge and gates; None is fp32. The encoder stays in fp32.
+            dtype: of the language model, bridge and gates; None is fp32, "auto" what the language model is stored in.
+                The encoder and the cache stay in fp32.
             device: where to put it; None is the CPU. `device_map` is read as a device.
             local_files_only: never touch the network.
             progress: whether to say on stderr what is fetched.
@@ -315,33 +359,38 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
 
         Raises:
             CheckpointError: a part is missing, damaged, or does not fit.
+            ConfigError: `dtype` or `device` is none that torch has here, or the configuration is impossible.
         """
         device = device if device is not None else kwargs.pop("device_map", None)
         dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
         folder = resolve(pretrained_model_name_or_path, local_files_only=local_files_only, progress=progress)
         if config is None:
-            if not (folder / "config.json").is_file():
-                raise CheckpointError(f"{folder} has no config.json, so it is not a model saved by bindlm.")
-            config = BindLMConfig.from_pretrained(folder)
+            config = _load_config(folder)
+        attn_implementation = kwargs.get("attn_implementation")
         language_model = None
         if config.language_model is not None:
             language_model, _ = load_language_model(
                 config.language_model,
-                dtype=dtype,
-                attn_implementation=kwargs.get("attn_implementation"),
+                dtype=None if dtype == "auto" else dtype or torch.float32,
+                attn_implementation=attn_implementation,
                 local_files_only=local_files_only,
                 progress=progress,
             )
             _check_same_shape(config, language_model)
+            resolved = language_model.dtype
+        else:
+            resolved = _dtype_of(config.text_config.dtype if dtype == "auto" else dtype)
+            config.text_config.dtype = resolved
+            if attn_implementation is not None:
+                config.text_config._attn_implementation = attn_implementation
         with torch.device("meta") if language_model is not None else torch.device("cpu"):
             model = cls(config, language_model)
-        model._load_own_weights(folder / WEIGHTS_FILE)
+        model._load_own_weights(folder / WEIGHTS_FILE, resolved)
         for tower, reference in config.encoder_weights.items():
             model._load_tower(tower, resolve(reference, local_files_only=local_files_only, progress=progress))
-        if dtype is not None and dtype != "auto":
-            resolved = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-            for part in (model.bridge, model.injection, model.language_model):
-                part.to(resolved)
+        if (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+            model.language_model.generation_config = model.generation_config
         if device is not None:
             model.to(device)
         if config.notice:
@@ -350,8 +399,8 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
         model.eval()
         return model
 
-    def _load_own_weights(self, path: Path) -> None:
-        """Strictly load this model's own file.
+    def _load_own_weights(self, path: Path, dtype: torch.dtype) -> None:
+        """Strictly load this model's own file: encoder and cache as fp32, the rest as `dtype`.
 
         Raises:
             CheckpointError: a missing or extra key, or a wrong shape.
@@ -359,8 +408,14 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
         own = self.state_dict()
         names = set(_without_ties({name: own[name] for name in self.saved_names()}))
         state = load_state(path, expected={name: tuple(own[name].shape) for name in names})
+        for name, tensor in state.items():
+            if tensor.is_floating_point():
+                state[name] = tensor.to(torch.float32 if name.startswith(("encoder.", "cache.")) else dtype)
         # a language model that is saved here may tie its head, and assigning would cut the tie
         self.load_state_dict(state, strict=False, assign=self.config.language_model is not None)
+        # never language_model.to(dtype): that would round the rotary frequencies, which transformers keeps in fp32
+        self.bridge.to(dtype)
+        self.injection.to(dtype)
         self.encoder.requires_grad_(False)
         if self._lora is None:
             return
@@ -377,6 +432,57 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
             path = convert_pickled_state(path)
         module.load_state_dict(load_state(path, expected=expected), assign=True)
         module.requires_grad_(False)
+
+
+def _built(part: str, make: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
+    """`make(**settings)`, with an unknown or missing setting named as a fault of the configuration."""
+    try:
+        return make(**settings)
+    except TypeError as error:
+        raise ConfigError(f"BindLMConfig.{part} has an unknown setting or lacks one: {dict(settings)}.") from error
+
+
+def _checkpoint_with_adapters(
+    model: BindLMForConditionalGeneration, checkpointing: Callable[..., Any], function: Callable[..., Any], *args: Any
+) -> Any:
+    """Checkpoint a decoder layer so that backward replays it with the adapters on for the rows of its forward."""
+    return checkpointing(function if model._lora is None else model._lora.bound(function), *args)
+
+
+def _spread(rows: Tensor, has_media: Tensor) -> Tensor:
+    """Conditions `(M, 1, D_lm)` of the M rows that have media -> `(B, 1, D_lm)`, zero elsewhere."""
+    has_media = has_media.to(device=rows.device, dtype=torch.bool)
+    if int(has_media.sum()) != len(rows):
+        raise ConfigError(f"has_media marks {int(has_media.sum())} rows, but there are media for {len(rows)}.")
+    spread = rows.new_zeros(len(has_media), *rows.shape[1:])  # (B, 1, D_lm)
+    spread[has_media] = rows
+    return spread
+
+
+def _load_config(folder: Path) -> BindLMConfig:
+    """The configuration in a folder.
+
+    Raises:
+        CheckpointError: there is none, or it is of another kind of model.
+    """
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} has no readable config.json, so it is not a model saved by bindlm.") from error
+    if kind != BindLMConfig.model_type:
+        raise CheckpointError(
+            f"{folder} holds a model of type {kind!r}, not one saved by bindlm; a plain language model has to be bound "
+            "first."
+        )
+    return BindLMConfig.from_pretrained(folder)
+
+
+def _dtype_of(name: torch.dtype | str | None) -> torch.dtype:
+    """A floating-point type by its name; None is fp32."""
+    dtype = getattr(torch, name, None) if isinstance(name, str) else torch.float32 if name is None else name
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigError(f"dtype={name!r} is no floating-point type of torch; expected float32, bfloat16 or float16.")
+    return dtype
 
 
 def _without_ties(state: dict[str, Tensor]) -> dict[str, Tensor]:

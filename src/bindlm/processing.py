@@ -1,5 +1,6 @@
 """From messages with media parts to the tensors a bound model takes."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,7 +9,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 
 from bindlm.checkpoints import load_tokenizer, resolve
@@ -21,7 +29,7 @@ CONDITIONED_CHAT_TEMPLATE = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""ChatML without the default system message: a conditioned turn is short, and its system message would say "SmolLM"."""
+"""ChatML without the default system message, which would name another model and make every conditioned turn longer."""
 
 
 class BindLMImageProcessor(BaseImageProcessor):
@@ -212,10 +220,10 @@ class BindLMProcessor(ProcessorMixin):
             MediaError: a picture cannot be used.
             ConfigError: an unknown part, or several pictures in one message.
         """
-        if not conversation:
-            raise ConfigError("The conversation is empty.")
-        is_batch = not isinstance(conversation[0], Mapping)
+        is_batch = bool(conversation) and isinstance(conversation[0], (list, tuple))
         conversations: list[Any] = list(conversation) if is_batch else [conversation]
+        if not all(conversations):
+            raise ConfigError("The conversation is empty.")
         pictures = [_last_picture(messages) for messages in conversations]
         texts = [
             self.render_chat(messages, is_conditioned=picture is not None, add_generation_prompt=add_generation_prompt)
@@ -263,40 +271,66 @@ class BindLMProcessor(ProcessorMixin):
         A folder without tokenizer files takes the tokenizer of the language model that its `config.json` names.
 
         Raises:
-            CheckpointError: the folder holds no processor.
+            CheckpointError: the folder holds no processor, or the tokenizer is not to be had.
         """
-        import json
-
         folder = resolve(pretrained_model_name_or_path, local_files_only=local_files_only)
-        path = folder / "processor_config.json"
-        if not path.is_file():
-            raise CheckpointError(f"{folder} has no processor_config.json, so it is not a model saved by bindlm.")
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        image = {name: value for name, value in settings["image_processor"].items() if not name.endswith("_type")}
-        tokenizer_from: str | os.PathLike[str] | None = folder
-        if not (folder / "tokenizer_config.json").is_file():
-            tokenizer_from = BindLMConfig.from_pretrained(folder).language_model
-        if tokenizer_from is None:
+        try:
+            settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+            template = settings["conditioned_chat_template"]
+            image = {name: value for name, value in settings["image_processor"].items() if not name.endswith("_type")}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"{folder} has neither a tokenizer nor the name of a language model to take one from."
-            )
+                f"{folder} has no readable processor_config.json, so it is not a model saved by bindlm."
+            ) from error
+        if (folder / "tokenizer_config.json").is_file():
+            tokenizer = _tokenizer_in(folder)
+        else:
+            has_config = (folder / "config.json").is_file()
+            language_model = BindLMConfig.from_pretrained(folder).language_model if has_config else None
+            if language_model is None:
+                raise CheckpointError(
+                    f"{folder} has neither a tokenizer nor the name of a language model to take one from."
+                )
+            tokenizer = load_tokenizer(language_model, local_files_only=local_files_only)
         return cls(
             image_processor=BindLMImageProcessor(**image),
-            tokenizer=load_tokenizer(tokenizer_from, local_files_only=local_files_only),
-            conditioned_chat_template=settings["conditioned_chat_template"],
+            tokenizer=tokenizer,
+            conditioned_chat_template=template,
         )
 
 
+def _tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that was saved with a processor, beside a model or alone."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise CheckpointError(
+            f"the tokenizer in {folder} is missing or damaged; get tokenizer.json and tokenizer_config.json again"
+        ) from error
+
+
 def _parts(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A message's content as checked parts."""
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise ConfigError(f'A message must be {{"role": …, "content": …}}, got {_shown(message)}.')
     content = message.get("content")
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     if not isinstance(content, (list, tuple)):
         raise ConfigError(f"A message's content must be a string or a list of parts, got {type(content).__name__}.")
     for part in content:
-        if part.get("type") not in ("text", "image"):
-            raise ConfigError(f"Unknown part type {part.get('type')!r} in a message; known: image, text.")
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if not isinstance(kind, str) or kind not in ("text", "image"):
+            raise ConfigError(f"Unknown part type {_shown(kind)} in a message; known: image, text.")
+        if kind == "text" and not isinstance(part.get("text"), str):
+            raise ConfigError(f'A text part must be {{"type": "text", "text": …}}, got {_shown(part)}.')
     return list(content)
+
+
+def _shown(value: Any) -> str:
+    """What was given, cut to a length that fits a message: a part may hold a whole picture."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _text_of(message: Mapping[str, Any]) -> str:
@@ -305,10 +339,10 @@ def _text_of(message: Mapping[str, Any]) -> str:
 
 def _last_picture(messages: Sequence[Mapping[str, Any]]) -> Any:
     """The picture of the last user message, or None."""
-    users = [message for message in messages if message.get("role") == "user"]
+    users = [parts for message in messages for parts in [_parts(message)] if message["role"] == "user"]
     if not users:
         return None
-    pictures = [part for part in _parts(users[-1]) if part["type"] == "image"]
+    pictures = [part for part in users[-1] if part["type"] == "image"]
     if len(pictures) > 1:
         raise ConfigError(
             f"One message has {len(pictures)} pictures; a message here takes one. To mix several, use model.ask("
@@ -317,7 +351,7 @@ def _last_picture(messages: Sequence[Mapping[str, Any]]) -> Any:
     if not pictures:
         return None
     for key in ("image", "path", "url"):
-        if key in pictures[0]:
+        if pictures[0].get(key) is not None:
             return pictures[0][key]
     raise ConfigError('An image part needs its picture: {"type": "image", "image": …}.')
 

@@ -17,10 +17,10 @@ LENGTHS = [13, 6, 10]
 
 @pytest.fixture(scope="module", params=DECODERS)
 def model(request: pytest.FixtureRequest) -> BindLMForConditionalGeneration:
-    return tiny_model(request.param)
+    return tiny_model(request.param, gate=1.0)
 
 
-def joint_embedding(has_empty_row: bool, model: BindLMForConditionalGeneration) -> Tensor:
+def conditions(model: BindLMForConditionalGeneration, *, has_empty_row: bool) -> Tensor:
     """One condition for each of three rows; the middle one may have none."""
     with torch.no_grad():
         condition = model.condition_from(unit_rows(3))
@@ -33,7 +33,7 @@ def joint_embedding(has_empty_row: bool, model: BindLMForConditionalGeneration) 
 @torch.no_grad()
 def test_step_by_step_equals_the_full_pass(model: BindLMForConditionalGeneration, has_empty_row: bool) -> None:
     """Rows of unlike length, padded on the left, each with a condition of its own."""
-    batch, condition = padded_batch(LENGTHS), joint_embedding(has_empty_row, model)
+    batch, condition = padded_batch(LENGTHS), conditions(model, has_empty_row=has_empty_row)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     full = model(input_ids=ids, attention_mask=mask, position_ids=positions, condition=condition).logits
@@ -55,7 +55,7 @@ def test_step_by_step_equals_the_full_pass(model: BindLMForConditionalGeneration
 
 @torch.no_grad()
 def test_generated_logits_equal_the_full_pass(model: BindLMForConditionalGeneration) -> None:
-    batch, condition = padded_batch(LENGTHS), joint_embedding(True, model)
+    batch, condition = padded_batch(LENGTHS), conditions(model, has_empty_row=True)
     made = model.generate(
         **batch,
         condition=condition,

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -125,31 +126,38 @@ def test_row_without_condition_gives_no_gradient() -> None:
 
 
 def test_gradient_is_the_slope_of_the_loss() -> None:
-    """Central differences in float64, at a gate and inside the bridge."""
+    """Central differences at a gate and inside the bridge.
+
+    RMSNorm rounds to fp32 whatever the model is in, so a small step drowns: at 3e-3 both errors are under one in 1000.
+    """
     model = training_model().double()
-    loss_of(model).backward()
-    for parameter, index in ((model.injection.gate, (1,)), (model.bridge.blocks[0].w1.weight, (3, 4))):
+    joint = unit_rows(2).double()
+
+    def loss() -> Tensor:  # a loss of our own: the library's rounds logits to fp32
+        logits = model(input_ids=token_batch(2, 6), joint_embedding=joint).logits
+        return nn.functional.cross_entropy(logits.flatten(0, 1), token_batch(2, 6, seed=9).flatten())
+
+    loss().backward()
+    for parameter in (model.injection.gate, model.bridge.input.weight, model.bridge.blocks[0].w1.weight):
         assert parameter.grad is not None
+        index = np.unravel_index(int(parameter.grad.abs().argmax()), parameter.shape)
         losses = []
-        for sign in (1, -1):
+        for step in (3e-3, -3e-3):
             with torch.no_grad():
-                parameter[index] += sign * 1e-5
-                losses.append(loss_of(model).item())
-                parameter[index] -= sign * 1e-5
-        assert parameter.grad[index].item() == pytest.approx((losses[0] - losses[1]) / 2e-5, rel=1e-5)
+                parameter[index] += step
+                losses.append(loss().item())
+                parameter[index] -= step
+        assert parameter.grad[index].item() == pytest.approx((losses[0] - losses[1]) / 6e-3, rel=5e-3)
 
 
 def test_compiled_decoder_gives_the_same_logits() -> None:
     """Dynamo only: whether hooks and keyword can be traced, not how fast the result is."""
-    model = tiny_model()
-    condition = model.condition_from(unit_rows(2)).detach()
-    ids = token_batch(2, 6)
+    decoder = tiny_model().language_model.model
+    condition = torch.randn(2, 1, decoder.config.hidden_size)
     with torch.no_grad():
-        expected = model.language_model(input_ids=ids, condition=condition).logits
-        compiled = torch.compile(model.language_model.model.layers[0], backend="eager")
-        hidden = model.language_model.model.embed_tokens(ids)
-        rotary = model.language_model.model.rotary_emb(hidden, torch.arange(6)[None])
+        hidden = decoder.embed_tokens(token_batch(2, 6))
+        rotary = decoder.rotary_emb(hidden, torch.arange(6)[None])
+        compiled = torch.compile(decoder.layers[0], backend="eager")
         given = compiled(hidden, condition=condition, position_embeddings=rotary)
-        reference = model.language_model.model.layers[0](hidden, condition=condition, position_embeddings=rotary)
-    assert torch.equal(given, reference)
-    assert expected.shape == (2, 6, model.config.text_config.vocab_size)
+        assert torch.equal(given, decoder.layers[0](hidden, condition=condition, position_embeddings=rotary))
+        assert not torch.allclose(given, compiled(hidden, position_embeddings=rotary), atol=0.01)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +16,18 @@ import pytest
 from PIL import Image
 
 Encode = Callable[..., bytes]
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[..., str]:
+    """`run_python(script, *arguments)`: what it prints, in a fresh process that finds what this one finds."""
+
+    def run_python(script: str, *arguments: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-c", script, *arguments]
+        return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+    return run_python
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from bindlm.errors import ConfigError, MediaError
@@ -49,7 +46,7 @@ def test_a_small_file_may_be_a_blank_page_but_not_a_bomb():
     limits.check(MEDIUM, 2001, 2000)  # an array has no file
 
 
-def test_the_package_imports_nothing_heavy():
+def test_the_package_imports_nothing_heavy(run_python):
     script = (
         "import sys, bindlm.media\n"
         "assert sorted(bindlm.media.__all__) == bindlm.media.__all__\n"
@@ -59,4 +56,4 @@ def test_the_package_imports_nothing_heavy():
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
         "assert not hasattr(bindlm.media, 'nothing')\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    run_python(script)

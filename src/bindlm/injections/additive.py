@@ -46,7 +46,7 @@ class AdditiveInjection(nn.Module):
 
     def __init__(self, num_layers: int, gate_bound: float | None = None) -> None:
         super().__init__()
-        if gate_bound is not None and gate_bound <= 0:
+        if gate_bound is not None and not gate_bound > 0:
             raise ConfigError(f"gate_bound must be above 0 or None, got {gate_bound}.")
         self.gate = nn.Parameter(torch.zeros(num_layers))
         self.gate_bound = gate_bound
@@ -57,6 +57,11 @@ class AdditiveInjection(nn.Module):
         gate = self.gate[layer]
         return gate if self.gate_bound is None else self.gate_bound * torch.tanh(gate / self.gate_bound)
 
+    @property
+    def is_attached(self) -> bool:
+        """Whether hooks are on a language model now."""
+        return bool(self._handles)
+
     def attach(self, layers: nn.ModuleList) -> None:
         """Hook every decoder layer; its forward then takes the keyword `condition`, `(B, 1, D_lm)`.
 
@@ -64,12 +69,15 @@ class AdditiveInjection(nn.Module):
         is rewritten. A layer called without `condition` runs as it always did.
 
         Raises:
-            ConfigError: the number of layers differs from that of the gates, or the hooks are attached already.
+            ConfigError: the number of layers differs from that of the gates, the hooks are attached already, or
+                the layers have another injection, which would take the condition away from this one.
         """
         if self._handles:
             raise ConfigError("This injection is attached already; call detach() first.")
         if len(layers) != len(self.gate):
             raise ConfigError(f"{len(self.gate)} gates cannot serve {len(layers)} decoder layers.")
+        if any(isinstance(hook, _LayerHook) for layer in layers for hook in layer._forward_pre_hooks.values()):
+            raise ConfigError("This language model has an injection already; detach() that one, or load another copy.")
         for index, layer in enumerate(layers):
             self._handles.append(layer.register_forward_pre_hook(_LayerHook(self, index), with_kwargs=True))
 
@@ -96,6 +104,6 @@ class _LayerHook:
         gated = condition * self.injection.factor(self.index).to(condition.dtype)
         if args:
             hidden_states = args[0]
-            return (hidden_states + gated.to(hidden_states.dtype), *args[1:]), kwargs
-        kwargs["hidden_states"] = kwargs["hidden_states"] + gated.to(kwargs["hidden_states"].dtype)
+            return (hidden_states + gated.to(hidden_states), *args[1:]), kwargs
+        kwargs["hidden_states"] = kwargs["hidden_states"] + gated.to(kwargs["hidden_states"])
         return args, kwargs

@@ -82,8 +82,6 @@ def load_image(
         rgb = to_rgb(image, medium)
         transposition = _UPRIGHT.get(_orientation(image))
         upright = rgb.transpose(transposition) if transposition is not None else rgb
-        if upright is source:
-            upright = upright.copy()
         upright.info = {}  # with its profile and orientation still there, a second call would apply them again
     return upright
 

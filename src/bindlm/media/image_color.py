@@ -32,10 +32,12 @@ def to_rgb(image: Image.Image, medium: Medium) -> Image.Image:
     profile = image.info.get("icc_profile")
     if isinstance(profile, bytes) and (transform := _transform(profile, colour.mode)) is not None:
         colour = transform.apply(colour)
+    if colour.mode != "RGB":
+        colour = colour.convert("RGB")
     if alpha is None or alpha.getextrema() == (255, 255):
-        return colour.convert("RGB") if colour is image or colour.mode != "RGB" else colour
+        return colour.copy() if colour is image else colour
     canvas = Image.new("RGB", image.size, _WHITE)
-    canvas.paste(colour.convert("RGB"), mask=alpha)
+    canvas.paste(colour, mask=alpha)
     return canvas
 
 

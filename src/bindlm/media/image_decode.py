@@ -74,7 +74,11 @@ def decode_image(data: bytes, medium: Medium, limits: ImageLimits) -> Image.Imag
             raise damaged(medium)
         if format_name == "PNG":
             _correct_png_transparency(image, bit_depth=data[24])
-        if format_name == "TIFF":
+        if format_name == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+            loaded = image.convert(
+                "RGB"
+            )  # its writer meant the fourth byte as padding; nobody stores an empty picture
+        elif format_name == "TIFF":
             loaded = _with_known_white(image, medium)
         elif format_name in ("GIF", "PNG") and len(tiles) == 1 and tiles[0] not in (None, (0, 0, *image.size)):
             loaded = _clear_outside(image, tiles[0])

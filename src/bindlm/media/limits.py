@@ -29,7 +29,7 @@ def _check_finite(limits: object, name: str, least: float) -> None:
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What a picture may measure. A picture at all the limits needs about 0.8 GB while it is decoded."""
+    """What a picture may measure. A picture at all the limits needs up to 0.9 GB while it is decoded."""
 
     max_bytes: int = 64 * _MEBIBYTE
     """Size of the file, of the bytes given, or of the body of a web answer."""

@@ -66,7 +66,8 @@ def preprocess_image(
     - `center`: the picture is resized to `floor(W R / s)` x `floor(H R / s)` and the middle size x size pixels are cut
       out, from column `round((floor(W R / s) - size) / 2)` (halves to even), rows alike. This is torchvision's
       `Resize(R)` and `CenterCrop(size)`; but only what remains is computed, so that a picture a thousand times as
-      wide as high costs no more than a square one. The width is resized first, then, from bytes again, the height.
+      wide as high costs no more than a square one. The width is resized first, then, from bytes again, the height
+      (the other way round where the height is more than 16 times the width).
     - `full`: the whole picture is resized to size x size, whatever its shape.
     - `center_flip`, `full_flip`: the same, mirrored left to right.
 

@@ -19,11 +19,6 @@ _DATA_URL = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 _CHUNK = 1024 * 1024
 
 
-def is_url(source: object) -> bool:
-    """Whether `source` is a text that starts like `scheme://` or `data:...,`."""
-    return isinstance(source, str) and bool(_SCHEME.match(source) or _DATA_URL.match(source))
-
-
 def describe(source: Any, kind: str, name: str | None = None) -> Medium:
     """The name that messages use for `source`: `name` where given, else a path, a URL, or a description."""
     if name is not None:
@@ -67,7 +62,9 @@ def read_bytes(source: Any, medium: Medium, *, max_bytes: int, allow_url: bool |
         data = _read_stream(source, medium, max_bytes)
     else:
         what = printable(type(source).__name__)
-        raise medium.error(f"a {what} is no {medium.kind}", "Give a path, bytes, or a file opened with mode 'rb'")
+        raise medium.error(
+            f"it is of type {what}, which is no {medium.kind}", "Give a path, bytes, or a file opened with mode 'rb'"
+        )
     if len(data) > max_bytes:
         raise _too_large(medium, max_bytes)
     if not data:
@@ -76,10 +73,8 @@ def read_bytes(source: Any, medium: Medium, *, max_bytes: int, allow_url: bool |
 
 
 def _too_large(medium: Medium, max_bytes: int) -> MediaError:
-    limits = {"picture": "ImageLimits", "text": "TextLimits"}.get(medium.kind, "the limits'")
-    return medium.error(
-        f"it is larger than the {max_bytes} bytes allowed", f"Give a smaller file, or raise {limits}(max_bytes=...)"
-    )
+    reason = f"it is larger than the {max_bytes} bytes allowed"
+    return medium.error(reason, "Give a smaller file, or raise max_bytes of the limits")
 
 
 def _fetch(url: str, scheme: str, medium: Medium, max_bytes: int, allow_url: bool | UrlLimits) -> bytes:
@@ -87,12 +82,13 @@ def _fetch(url: str, scheme: str, medium: Medium, max_bytes: int, allow_url: boo
         raise medium.error(
             f"addresses that start with {printable(scheme)}:// are not read", "Save the file and give its path"
         )
-    if allow_url is False:
+    if not allow_url:
         cure = "Save the file and give its path, or set allow_url=True"
         raise medium.error("fetching from the web is switched off", cure)
     from bindlm.media.fetch import fetch_url
 
-    return fetch_url(url, medium, max_bytes=max_bytes, limits=UrlLimits() if allow_url is True else allow_url)
+    limits = allow_url if isinstance(allow_url, UrlLimits) else UrlLimits()
+    return fetch_url(url, medium, max_bytes=max_bytes, limits=limits)
 
 
 def _decode_data_url(url: str, medium: Medium, max_bytes: int) -> bytes:

@@ -4,7 +4,7 @@ The adapters are PEFT's (LoRA, arXiv 2106.09685), injected in place. A row of a 
 language model as it was before bindlm touched it, so text-only chat loses nothing by instruction tuning.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,6 +12,9 @@ from typing import Any
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bindlm.errors import ConfigError
 
 ADAPTER_NAME = "default"
 _BASE = "__base__"
@@ -19,22 +22,36 @@ _BASE = "__base__"
 
 
 def inject_lora(language_model: nn.Module, settings: dict[str, Any]) -> "LoraSwitch":
-    """Put LoRA layers into `language_model` in place.
+    """Put LoRA layers into `language_model` in place, switched off.
 
     Args:
         settings: fields of `peft.LoraConfig`, such as `r`, `lora_alpha` and `target_modules`.
+
+    Raises:
+        ConfigError: PEFT does not take these settings, or the language model has no such modules.
     """
-    inject_adapter_in_model(LoraConfig(task_type="CAUSAL_LM", **settings), language_model, adapter_name=ADAPTER_NAME)
+    try:
+        config = LoraConfig(task_type="CAUSAL_LM", **settings)
+        inject_adapter_in_model(config, language_model, adapter_name=ADAPTER_NAME)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"LoRA settings {settings} do not fit {type(language_model).__name__}: use fields of peft.LoraConfig, with "
+            "target_modules that name linear layers of this model."
+        ) from error
     return LoraSwitch(language_model)
 
 
 class LoraSwitch:
-    """Turns the adapters of a model on and off, for all rows of a batch or row by row."""
+    """Turns the adapters of a model on for some rows of a batch, for as long as a call lasts; else they are off.
+
+    One call at a time: threads that share a model must take turns.
+    """
 
     def __init__(self, language_model: nn.Module) -> None:
         self._layers = [module for module in language_model.modules() if isinstance(module, LoraLayer)]
-        self._trainable: list[bool] = []
-        self._is_on = True
+        self._handles: list[RemovableHandle] = []
+        self._rows: list[bool] | None = None
+        self._set(None)
 
     def parameters(self) -> list[nn.Parameter]:
         """The adapters' weights."""
@@ -45,42 +62,51 @@ class LoraSwitch:
             for parameter in getattr(layer, name).parameters()
         ]
 
-    def _set(self, is_on: bool) -> None:
-        if is_on == self._is_on:
-            return
-        parameters = self.parameters()
-        if not is_on:
-            self._trainable = [parameter.requires_grad for parameter in parameters]
-        for layer in self._layers:
-            layer.enable_adapters(is_on)
-        # PEFT ties "enabled" to "trains"; what trains is the stage's business, not the switch's
-        for parameter, trainable in zip(parameters, self._trainable, strict=True):
-            parameter.requires_grad_(trainable)
-        self._is_on = is_on
-
     @contextmanager
     def rows(self, is_conditioned: Tensor | None) -> Iterator[None]:
-        """Run with adapters on for conditioned rows only.
+        """Run with adapters on for conditioned rows only, and off again afterwards.
 
         Args:
             is_conditioned: `(B,)` bool, or None where no row has a condition.
         """
-        if is_conditioned is None or not bool(is_conditioned.any()):
-            self._set(False)
+        flags = None if is_conditioned is None else is_conditioned.tolist()
+        with self._setting(flags if flags is not None and any(flags) else None):
+            yield
+
+    def bound(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, whenever it is called, with the rows of now: gradient checkpointing replays it in backward."""
+        rows = self._rows
+
+        def run(*args: Any) -> Any:
+            with self._setting(rows):
+                return function(*args)
+
+        return run
+
+    @contextmanager
+    def _setting(self, rows: list[bool] | None) -> Iterator[None]:
+        before = self._rows
+        if rows == before:
             yield
             return
-        self._set(True)
-        if bool(is_conditioned.all()):
-            yield
-            return
-        names = [ADAPTER_NAME if flag else _BASE for flag in is_conditioned.tolist()]
-        hook = partial(_add_adapter_names, names=names)
-        handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in self._layers]
+        self._set(rows)
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            self._set(before)
+
+    def _set(self, rows: list[bool] | None) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for layer in self._layers:
+            # PEFT's enable_adapters() sets requires_grad as well, which is the stage's business, and costs 100 times
+            # as much, twice a token
+            layer._disable_adapters = rows is None
+        if rows is not None and not all(rows):
+            hook = partial(_add_adapter_names, names=[ADAPTER_NAME if flag else _BASE for flag in rows])
+            self._handles += [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in self._layers]
+        self._rows = rows
 
 
 def _add_adapter_names(
