@@ -74,6 +74,12 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+def tiny_folder(folder: Path) -> Path:
+    """A folder with a tiny processor."""
+    tiny_processor().save_pretrained(folder)
+    return folder
+
+
 def referring_model(reference: str, tower: str | None = None, **changes: Any) -> BindLMForConditionalGeneration:
     """A bound model whose language model, and image tower if given, are kept by reference."""
     if tower is not None:
@@ -151,6 +157,17 @@ def test_saved_keys_are_the_trained_ones(tmp_path: Path, reference: str, tower: 
     own = {"injection.gate", "cache.keys", "encoder.mean", "encoder.projection"}
     assert saved_keys(tmp_path) == BRIDGE | ADAPTERS | own == set(model.saved_names())
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "generation_config.json", "model.safetensors"}
+
+
+def test_no_path_of_this_machine_is_saved_but_the_reference(tmp_path: Path, reference: str) -> None:
+    model = referring_model(reference)
+    assert model.language_model.config.name_or_path == reference
+    model.processor = BindLMProcessor.from_pretrained(tiny_folder(tmp_path / "processor"))
+    model.save_pretrained(tmp_path / "bound")
+    texts = [path.read_text() for path in (tmp_path / "bound").glob("*.json")]
+    assert sum(text.count(reference) for text in texts) == 1
+    assert not any(str(tmp_path) in text for text in texts)
+    assert json.loads((tmp_path / "bound" / "config.json").read_text())["language_model"] == reference
 
 
 def test_saved_keys_are_all_where_nothing_is_referred_to(tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ class BindLMConfig(PreTrainedConfig):
             text_config = CONFIG_MAPPING["llama"]()
         elif not isinstance(text_config, PreTrainedConfig):
             raise ConfigError(
-                "BindLMConfig.text_config must be a configuration of transformers or a dictionary with model_type, got "
-                f"{text_config!r}."
+                "BindLMConfig.text_config must be a configuration of transformers or a dictionary with model_type, "
+                f"got {text_config!r}."
             )
         # Before the parts are set: this sets the attention of all sub-configs to that of the whole, which is None. A
         # decoder that shares its configuration with this one would then run without any mask, and say nothing.
@@ -70,6 +70,12 @@ class BindLMConfig(PreTrainedConfig):
         self.lora = dict(lora) if lora is not None else None
         self.notice = notice
         self.tie_word_embeddings = bool(getattr(text_config, "tie_word_embeddings", False))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `config.json` holds: without the folder that the language model was once loaded from."""
+        settings = super().to_dict()
+        settings["text_config"].pop("_name_or_path", None)  # `language_model` says where to get it anywhere
+        return settings
 
 
 AutoConfig.register("bindlm", BindLMConfig)

@@ -134,7 +134,11 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
         Raises:
             ConfigError: the keys are not as wide as the joint space, or a setting is impossible.
         """
-        sizes = {"num_entries": keys.shape[0], "dim": keys.shape[1], "has_own_values": values is not None}
+        sizes: dict[str, Any] = {
+            "num_entries": keys.shape[0],
+            "dim": keys.shape[1],
+            "has_own_values": values is not None,
+        }
         cache = VisualCache(VisualCacheConfig(**sizes, **settings))
         self._check_cache(cache)
         cache.keys.copy_(keys)
@@ -227,11 +231,11 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
         width = self.bridge.config.output_dim
         if condition.shape[1:] != (1, width) or len(condition) not in (1, num_rows):
             raise ConfigError(
-                f"The condition of {num_rows} rows of text must be ({num_rows}, 1, {width}), or (1, 1, {width}) for all "
-                f"of them, got {tuple(condition.shape)}. Where some rows have media, say which with has_media."
+                f"The condition of {num_rows} rows of text must be ({num_rows}, 1, {width}), or (1, 1, {width}) for "
+                f"all of them, got {tuple(condition.shape)}. Where some rows have media, say which with has_media."
             )
         if not self.injection.is_attached:
-            raise ConfigError("The injection is not attached, so a condition would do nothing; see injection.attach().")
+            raise ConfigError("The injection is not attached: a condition would do nothing. Call attach() first.")
         return condition.expand(num_rows, -1, -1)
 
     # -- the language model -----------------------------------------------------------------------------------------
@@ -379,10 +383,11 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
             _check_same_shape(config, language_model)
             resolved = language_model.dtype
         else:
-            resolved = _dtype_of(config.text_config.dtype if dtype == "auto" else dtype)
-            config.text_config.dtype = resolved
+            text_config: Any = config.text_config
+            resolved = _dtype_of(text_config.dtype if dtype == "auto" else dtype)
+            text_config.dtype = resolved
             if attn_implementation is not None:
-                config.text_config._attn_implementation = attn_implementation
+                text_config._attn_implementation = attn_implementation
         with torch.device("meta") if language_model is not None else torch.device("cpu"):
             model = cls(config, language_model)
         model._load_own_weights(folder / WEIGHTS_FILE, resolved)
@@ -468,11 +473,11 @@ def _load_config(folder: Path) -> BindLMConfig:
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} has no readable config.json, so it is not a model saved by bindlm.") from error
+        raise CheckpointError(f"{folder} has no readable config.json: bindlm did not save it.") from error
     if kind != BindLMConfig.model_type:
         raise CheckpointError(
-            f"{folder} holds a model of type {kind!r}, not one saved by bindlm; a plain language model has to be bound "
-            "first."
+            f"{folder} holds a model of type {kind!r}, not one saved by bindlm; a plain language model has to be "
+            "bound first."
         )
     return BindLMConfig.from_pretrained(folder)
 

@@ -182,7 +182,8 @@ class BindLMProcessor(ProcessorMixin):
         """One conversation as the text the model reads; media parts leave no trace in it."""
         if self.tokenizer is None:
             raise ConfigError("This processor has no tokenizer.")
-        plain = [{"role": message["role"], "content": _text_of(message)} for message in messages]
+        texts = [_text_of(message) for message in messages]
+        plain = [{"role": message["role"], "content": text} for message, text in zip(messages, texts, strict=True)]
         template = self.conditioned_chat_template if is_conditioned else None
         return self.tokenizer.apply_chat_template(
             plain, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,10 @@ def test_killed_download_leaves_nothing_that_is_mistaken_for_whole(
     first.wait()
     assert not list((home / "files").rglob("*"))
     assert len(half_made(home)) == 1, "the kill gave no time to clean up"
-    # Its pip finds the progress pipe closed and ends, though the server would send on for ever.
-    assert wait_until(lambda: not processes_with(str(home / "tmp")))
+    if tuple(map(int, version("pip").split(".")[:2])) >= (24, 1):
+        # Its pip finds the progress pipe closed and ends, though the server would send on for ever.
+        assert wait_until(lambda: not processes_with(str(home / "tmp")))
+    # An older pip reports no progress and runs on to the end of its download; it must do no harm, as the rest shows.
 
     slow_index.trickles = False
     slow_index.go_on.set()

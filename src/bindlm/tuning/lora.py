@@ -35,8 +35,8 @@ def inject_lora(language_model: nn.Module, settings: dict[str, Any]) -> "LoraSwi
         inject_adapter_in_model(config, language_model, adapter_name=ADAPTER_NAME)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"LoRA settings {settings} do not fit {type(language_model).__name__}: use fields of peft.LoraConfig, with "
-            "target_modules that name linear layers of this model."
+            f"LoRA settings {settings} do not fit {type(language_model).__name__}: use fields of peft.LoraConfig, "
+            "with target_modules that name linear layers of this model."
         ) from error
     return LoraSwitch(language_model)
 
