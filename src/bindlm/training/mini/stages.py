@@ -78,6 +78,9 @@ class StageRecipe:
     save_every: int = 100
     kind_share: float = 0.25
     """Readout only: how much the kind's tokens count beside the name's."""
+    train_bridge: bool = False
+    """Instruct only: whether bridge and gates go on learning beside LoRA. The paper freezes them after stage 1; the
+    mini's stage 1 is short, and its names are still being learned."""
     mix: MixConfig = field(default_factory=MixConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     seed: int = 0
@@ -203,12 +206,14 @@ class MiniRun:
         self._train("bind", self.model, partial(collate, pad_token_id=self.tokenizer.pad_token_id), recipe)
 
     def instruct(self, recipe: StageRecipe) -> None:
-        """Stage 2 of the paper: LoRA in the language model, bridge and gates frozen."""
+        """Stage 2 of the paper: LoRA in the language model; bridge and gates frozen, or not (`train_bridge`)."""
         assert self.recipe.model.lora is not None
         torch.manual_seed(recipe.seed)
         adapters = self.model.add_lora(self.recipe.model.lora)
         for parameter in adapters:
             parameter.requires_grad_(True)
+        self.model.bridge.requires_grad_(recipe.train_bridge)
+        self.model.injection.requires_grad_(recipe.train_bridge)
         self._train("instruct", self.model, partial(collate, pad_token_id=self.tokenizer.pad_token_id), recipe)
 
     def export(self, folder: Path) -> None:
