@@ -45,6 +45,10 @@ class ModelConfig:
     """Prototypes that count."""
     cache_temperature: float = 25.0
     """Sharpness; at 25 the cache's weights match the head's own softmax best (KL 0.07 on validation photographs)."""
+    answer_alpha: float = 0.8
+    """The cache's share in the finished model: chosen, with the temperature, on validation photographs."""
+    answer_temperature: float = 32.0
+    """Sharpness in the finished model; in training a softer cache keeps the bridge from seeing one prototype only."""
     lora: dict[str, Any] | None = None
     """Adapters of the instruct stage."""
 
@@ -222,6 +226,9 @@ class MiniRun:
 
         from bindlm.processing import BindLMImageProcessor, BindLMProcessor
 
+        settings = self.recipe.model
+        assert self.model.config.cache is not None
+        self.model.config.cache |= {"alpha": settings.answer_alpha, "temperature": settings.answer_temperature}
         state = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
         stored: dict[str, Tensor] = {name: _as_shipped(name, state[name]) for name in self.model.saved_names()}
         self.model.save_pretrained(folder, state_dict=stored)
