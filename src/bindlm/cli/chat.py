@@ -15,9 +15,9 @@ from bindlm.errors import BindLMError, ConfigError
 
 FIRST_QUESTION = "What is this?"
 PROMPT = "> "
-HINT = "Ask on, or /image FILE for another picture, /help, /quit."
+HINT = "Ask on about what was said, or /image FILE to look at a picture, /help, /quit."
 HELP = """\
-/image FILE   look at another picture; the conversation starts anew
+/image FILE   look at another picture, or once more at this one; the conversation starts anew
 /clear        forget the picture and the conversation
 /help         this list
 /quit         leave (so does Ctrl-D; Ctrl-C stops an answer)"""
@@ -77,9 +77,10 @@ class Conversation:
     def ask(self, question: str) -> None:
         """Stream the answer to stdout. A turn that is stopped or fails is not remembered."""
         printer = AnswerPrinter()
+        # the first answer puts the picture into words; from there the untouched language model converses better
         answer = self.model.answer(
             question,
-            self.image,
+            None if self.history else self.image,
             history=list(self.history),
             stream=printer,
             **answer_settings(self.options),
