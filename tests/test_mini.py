@@ -199,13 +199,18 @@ def test_saved_copy_is_the_same_model(mini: Any, tmp_path: Path) -> None:
     assert stored <= 2.1 * shipped, "fp32 of what ships as bf16, and nothing besides"
     again = bindlm.load(tmp_path)
     assert type(again) is BindLMForConditionalGeneration
+    ours, theirs = mini.state_dict(), again.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    # Equal weights at other addresses: convolution kernels choose by alignment and may round the last bit otherwise.
     joint = mini.embed(image=DEMO)
-    assert torch.equal(again.embed(image=DEMO), joint)
+    torch.testing.assert_close(again.embed(image=DEMO), joint, atol=1e-6, rtol=0)
     ids = mini.processor.tokenize_chat([{"role": "user", "content": "What is this?"}], is_conditioned=True)[
         "input_ids"
     ]
     for media in ({}, {"joint_embedding": joint}):
-        assert torch.equal(again(input_ids=ids, **media).logits, mini(input_ids=ids, **media).logits)
+        logits = again(input_ids=ids, **media).logits
+        torch.testing.assert_close(logits, mini(input_ids=ids, **media).logits, atol=1e-3, rtol=0)
     assert again.ask("What is this?", image=DEMO, max_new_tokens=12) == mini.ask(
         "What is this?", image=DEMO, max_new_tokens=12
     )

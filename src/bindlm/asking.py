@@ -106,7 +106,7 @@ class AskMixin:
 
         Example:
             >>> bindlm.load().ask("What is this?", image="cat.jpg")
-            'This is a tabby cat, a kind of cat.'
+            'This is a cat, a kind of animal.'
         """
         return self.answer(question, image, **kwargs).text
 

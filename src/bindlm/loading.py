@@ -40,7 +40,7 @@ def load(
     Example:
         >>> import bindlm
         >>> bindlm.load().ask("What is this?", image="cat.jpg")
-        'This is a tabby cat, a kind of cat.'
+        'This is a cat, a kind of animal.'
     """
     source = MINI if path is None else path
     model = BindLMForConditionalGeneration.from_pretrained(

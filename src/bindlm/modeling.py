@@ -47,7 +47,7 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
     Example:
         >>> model = BindLMForConditionalGeneration.from_pretrained("my-bound-model")
         >>> model.ask("What is this?", image="cat.jpg")
-        'This is a tabby cat, a kind of cat.'
+        'This is a cat, a kind of animal.'
     """
 
     config_class = BindLMConfig
