@@ -25,9 +25,11 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 ROWS = [
     {"errors"},
-    {"media", "encoders", "space", "bridges", "injections"},
-    {"checkpoints", "tuning"},
-    {"asking", "configuration", "loading", "modeling", "processing"},
+    {"checkpoints"},
+    {"media"},
+    {"encoders", "space", "bridges", "injections"},
+    {"tuning"},
+    {"asking", "configuration", "embedding", "loading", "modeling", "processing"},
     {"training"},
     {"binding"},
     {"evaluation", "apps", "serving"},
@@ -36,9 +38,10 @@ ROWS = [
 ]
 """The data's journey from top to bottom: a module imports from its own row and from those above it, never below.
 
-`checkpoints` and `tuning` stand above the model: it fetches its parts by the one and carries the LoRA of the other.
+`checkpoints` stands first, since every part reads its own published weights; `media` next, since an encoder family is
+weights and the preprocessing they were trained with. `tuning` stands above the model, which carries its LoRA.
 """
-STATIONS = ROWS[1]
+STATIONS = ROWS[3]
 """The stations do not know each other; only the model composes them."""
 PUBLIC_API = "loading"
 """Where `bindlm.load` and the like come from, hence the row that `import bindlm` counts as."""

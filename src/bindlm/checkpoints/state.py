@@ -40,7 +40,7 @@ def load_state(path: _PathLike, *, expected: Mapping[str, Sequence[int]] | None 
     except (SafetensorError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(f"{path} is truncated, damaged or no safetensors file; get it again") from error
     if expected is not None:
-        _check_shapes(path, state, expected)
+        check_shapes(path, {name: tuple(tensor.shape) for name, tensor in state.items()}, expected)
     return state
 
 
@@ -224,13 +224,18 @@ def _entry(path: Path, content: Any, entry: str | int) -> Any:
         raise CheckpointError(f"{path} holds no entry {entry!r}; it holds: {held}") from None
 
 
-def _check_shapes(path: Path, state: Mapping[str, "Tensor"], expected: Mapping[str, Sequence[int]]) -> None:
-    missing = [name for name in expected if name not in state]
-    surplus = [name for name in state if name not in expected]
+def check_shapes(path: _PathLike, held: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> None:
+    """Compare the names and shapes that a file holds with those that a model has.
+
+    Raises:
+        CheckpointError: how many and which are missing, not expected, or of another shape.
+    """
+    missing = [name for name in expected if name not in held]
+    surplus = [name for name in held if name not in expected]
     other = [
-        f"{name} has {tuple(state[name].shape)}, expected {tuple(shape)}"
+        f"{name} has {tuple(held[name])}, expected {tuple(shape)}"
         for name, shape in expected.items()
-        if name in state and tuple(state[name].shape) != tuple(shape)
+        if name in held and tuple(held[name]) != tuple(shape)
     ]
     found = {"missing": missing, "not expected": surplus, "of another shape": other}
     if any(found.values()):

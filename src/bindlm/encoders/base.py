@@ -1,7 +1,7 @@
 """What every encoder family offers."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,11 +12,12 @@ from bindlm.errors import ConfigError
 class JointEncoder(nn.Module, ABC):
     """A frozen encoder of one or more senses into one joint space.
 
-    A family subclasses this, declares `modalities` and `dim`, and writes `embed`.
+    A family subclasses this, declares `modalities` and `dim`, and writes `embed` and `preprocess`; one row in
+    `bindlm.encoders.ENCODER_FAMILIES` makes it known.
     """
 
-    modalities: ClassVar[tuple[str, ...]]
-    """Senses it takes, for example ("image", "audio")."""
+    modalities: tuple[str, ...]
+    """Senses it takes, for example ("image", "audio"); a family that can leave towers out sets it on the instance."""
     dim: int
     """Width of the joint embedding, D_joint."""
 
@@ -24,12 +25,33 @@ class JointEncoder(nn.Module, ABC):
     def embed(self, modality: str, values: Tensor) -> Tensor:
         """Preprocessed values of one modality to embeddings `(B, D_joint)` before normalisation."""
 
+    def preprocess(self, modality: str, source: Any, *, allow_url: bool = False) -> Tensor:
+        """One medium to what `encode` takes a batch of, without the batch axis.
+
+        Touches no weights, so that other threads may prepare media while the encoder works.
+
+        Args:
+            modality: one of `modalities`.
+            source: a path, bytes or array, as `bindlm.media` reads the modality; for "text" the text itself.
+            allow_url: whether an http(s) address is fetched.
+
+        Raises:
+            MediaError: the medium cannot be used.
+            ConfigError: the family has no such modality, or leaves preprocessing to its model.
+        """
+        self.check_modality(modality)
+        raise ConfigError(f"{type(self).__name__} brings no preprocessing of its own for {modality!r}.")
+
     def encode(self, modality: str, values: Tensor) -> Tensor:
         """Preprocessed values of one modality to unit-length joint embeddings `(B, D_joint)`.
 
         Raises:
             ConfigError: the family has no such modality.
         """
+        self.check_modality(modality)
+        return F.normalize(self.embed(modality, values), dim=-1)
+
+    def check_modality(self, modality: str) -> None:
+        """Raise the ConfigError of a modality that this encoder lacks."""
         if modality not in self.modalities:
             raise ConfigError(f"{type(self).__name__} has no {modality!r}; it takes {', '.join(self.modalities)}.")
-        return F.normalize(self.embed(modality, values), dim=-1)

@@ -7,7 +7,6 @@ the same space later by contrastive training against these embeddings.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,7 +40,7 @@ class MiniEncoder(JointEncoder):
         projection: `(D_joint, 1280)`, whitening.
     """
 
-    modalities: ClassVar[tuple[str, ...]] = ("image",)
+    modalities: tuple[str, ...] = ("image",)
     mean: Tensor
     projection: Tensor
 

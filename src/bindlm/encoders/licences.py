@@ -1,0 +1,17 @@
+"""What users of non-commercial weights are told, once a process, when they load them."""
+
+import warnings
+
+_told: set[str] = set()
+
+
+def tell_licence(name: str, terms: str) -> None:
+    """Warn about the terms of published weights the first time they are loaded.
+
+    Args:
+        name: what is loaded.
+        terms: one sentence.
+    """
+    if name not in _told:
+        _told.add(name)
+        warnings.warn(f"{name}: {terms}", UserWarning, stacklevel=3)
