@@ -16,6 +16,7 @@ from bindlm.errors import BindLMError, CheckpointError, ConfigError, MediaError
 
 if TYPE_CHECKING:
     from bindlm.configuration import BindLMConfig
+    from bindlm.embedding import Embedder, load_embedder
     from bindlm.loading import load
     from bindlm.modeling import Answer, BindLMForConditionalGeneration
     from bindlm.processing import BindLMProcessor
@@ -30,9 +31,11 @@ __all__ = [
     "BindLMProcessor",
     "CheckpointError",
     "ConfigError",
+    "Embedder",
     "MediaError",
     "__version__",
     "load",
+    "load_embedder",
 ]
 
 _LAZY_EXPORTS = {
@@ -40,7 +43,9 @@ _LAZY_EXPORTS = {
     "BindLMConfig": "bindlm.configuration",
     "BindLMForConditionalGeneration": "bindlm.modeling",
     "BindLMProcessor": "bindlm.processing",
+    "Embedder": "bindlm.embedding",
     "load": "bindlm.loading",
+    "load_embedder": "bindlm.embedding",
 }
 """Public name -> the module that defines it, for names whose module is too heavy to import up front."""
 

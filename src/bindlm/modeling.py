@@ -21,8 +21,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import AutoModelForImageTextToText, AutoModelForMultimodalLM
 
 from bindlm.asking import Answer, AskMixin
+from bindlm.bound_encoder import WEIGHTS_FILE, load_tower
 from bindlm.bridges import BindNetwork, BindNetworkConfig
-from bindlm.checkpoints import convert_pickled_state, load_language_model, load_state, resolve
+from bindlm.checkpoints import load_language_model, load_state, resolve
 from bindlm.checkpoints.state import save_state_atomic
 from bindlm.configuration import BindLMConfig
 from bindlm.encoders import JointEncoder, build_encoder
@@ -33,8 +34,6 @@ from bindlm.space.mix import mix_embeddings
 from bindlm.tuning.lora import inject_lora
 
 __all__ = ["Answer", "BindLMForConditionalGeneration"]
-
-WEIGHTS_FILE = "model.safetensors"
 
 
 class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin):
@@ -392,7 +391,7 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
             model = cls(config, language_model)
         model._load_own_weights(folder / WEIGHTS_FILE, resolved)
         for tower, reference in config.encoder_weights.items():
-            model._load_tower(tower, resolve(reference, local_files_only=local_files_only, progress=progress))
+            load_tower(model.encoder, tower, resolve(reference, local_files_only=local_files_only, progress=progress))
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
             model.language_model.generation_config = model.generation_config
@@ -426,17 +425,6 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
             return
         for parameter in self._lora.parameters():
             parameter.requires_grad_(False)
-
-    def _load_tower(self, tower: str, path: Path) -> None:
-        """Strictly load a frozen tower of the encoder from a file in its publisher's own keys."""
-        module = getattr(self.encoder, tower, None)
-        if not isinstance(module, nn.Module):
-            raise ConfigError(f"BindLMConfig.encoder_weights names {tower!r}, which the encoder lacks.")
-        expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-        if path.suffix != ".safetensors":
-            path = convert_pickled_state(path)
-        module.load_state_dict(load_state(path, expected=expected), assign=True)
-        module.requires_grad_(False)
 
 
 def _built(part: str, make: Callable[..., Any], settings: Mapping[str, Any]) -> Any:

@@ -275,14 +275,7 @@ class BindLMProcessor(ProcessorMixin):
             CheckpointError: the folder holds no processor, or the tokenizer is not to be had.
         """
         folder = resolve(pretrained_model_name_or_path, local_files_only=local_files_only)
-        try:
-            settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
-            template = settings["conditioned_chat_template"]
-            image = {name: value for name, value in settings["image_processor"].items() if not name.endswith("_type")}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{folder} has no readable processor_config.json, so it is not a model saved by bindlm."
-            ) from error
+        template, image = _settings_in(folder)
         if (folder / "tokenizer_config.json").is_file():
             tokenizer = _tokenizer_in(folder)
         else:
@@ -294,10 +287,32 @@ class BindLMProcessor(ProcessorMixin):
                 )
             tokenizer = load_tokenizer(language_model, local_files_only=local_files_only)
         return cls(
-            image_processor=BindLMImageProcessor(**image),
+            image_processor=image,
             tokenizer=tokenizer,
             conditioned_chat_template=template,
         )
+
+
+def image_processor_in(folder: Path) -> BindLMImageProcessor:
+    """The image processor of a saved model, without its tokenizer.
+
+    Raises:
+        CheckpointError: the folder holds no processor.
+    """
+    return _settings_in(folder)[1]
+
+
+def _settings_in(folder: Path) -> tuple[str, BindLMImageProcessor]:
+    """The chat template and the image processor of a saved model."""
+    try:
+        settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+        template = settings["conditioned_chat_template"]
+        image = {name: value for name, value in settings["image_processor"].items() if not name.endswith("_type")}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder} has no readable processor_config.json, so it is not a model saved by bindlm."
+        ) from error
+    return template, BindLMImageProcessor(**image)
 
 
 def _tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:

@@ -82,7 +82,7 @@ def test_values_of_another_shape_are_refused(encoder: MiniEncoder, shape: tuple[
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"family": "clap"}, "Unknown encoder family 'clap'; known: mini"),
+        ({"family": "clap"}, "Unknown encoder family 'clap'; known: .*mini"),
         ({"family": "mini", "size": "lite9"}, "size must be one of lite0"),
         ({"family": "mini", "dim": 0}, "dim must lie in 1..1280"),
         ({"family": "mini", "dim": 1281}, "dim must lie in 1..1280"),

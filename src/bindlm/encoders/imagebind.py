@@ -1,7 +1,7 @@
 """ImageBind: pictures, video, text, sound, depth, heat and motion in one space (arXiv 2305.05665).
 
-Official checkpoints load as they are. Their licence is CC BY-NC-SA 4.0: research only, not for commercial use; the code
-here is written from published facts and numbers and is under this project's own licence.
+Official checkpoints load as they are. Their licence is CC BY-NC-SA 4.0: research only, not for commercial use; the
+code here is written from published facts and numbers and is under this project's own licence.
 """
 
 import math
@@ -72,11 +72,7 @@ class ImageBindEncoder(JointEncoder):
         self.modality_postprocessors = nn.ModuleDict(
             {
                 tower: nn.ModuleDict(
-                    {
-                        "1": LogitScale(
-                            _INITIAL_SCALES[tower], self.config.max_logit_scale, is_learned=tower == "text"
-                        )
-                    }
+                    {"1": LogitScale(_INITIAL_SCALES[tower], self.config.max_logit_scale, is_learned=tower == "text")}
                 )
                 for tower in towers
                 if tower != "vision"
@@ -100,7 +96,7 @@ class ImageBindEncoder(JointEncoder):
         return head(hidden, values) if tower == "text" else head(hidden)
 
     def embed(self, modality: str, values: Tensor) -> Tensor:
-        """Embeddings before normalisation and scale `(B, D_joint)`, averaged over clips (ImageBind-LLM's `prenorm`)."""
+        """Before normalisation and scale, averaged over clips `(B, D_joint)`: `prenorm` of ImageBind-LLM's copy."""
         values, num_clips = self._fold_clips(self._tower(modality), values)
         return self.head_output(modality, values).unflatten(0, (-1, num_clips)).mean(dim=1)
 
@@ -173,7 +169,9 @@ def towers_of(modalities: Iterable[str] | None) -> tuple[str, ...]:
     asked = [modalities] if isinstance(modalities, str) else list(modalities)
     unknown = [modality for modality in asked if modality not in TOWER_OF]
     if unknown or not asked:
-        raise ConfigError(f"ImageBind takes {', '.join(MODALITIES)}; asked for {', '.join(map(str, unknown)) or 'none'}.")
+        raise ConfigError(
+            f"ImageBind takes {', '.join(MODALITIES)}; asked for {', '.join(map(str, unknown)) or 'none'}."
+        )
     return tuple(tower for tower in TOWERS if tower in {TOWER_OF[modality] for modality in asked})
 
 
@@ -199,8 +197,8 @@ def from_official(
 ) -> ImageBindEncoder:
     """Open a checkpoint with official keys.
 
-    Only the towers asked for are read. In the file's own dtype (fp32) they stay mapped and take no memory of their own;
-    in another dtype the peak is the size of the result.
+    Only the towers asked for are read. In the file's own dtype (fp32) they stay mapped and take no memory of their
+    own; in another dtype the peak is the size of the result.
 
     Args:
         path: `.pth` (only tensors are let through) or `.safetensors`.

@@ -85,7 +85,9 @@ class ImageBindConfig:
         for tower in TOWERS:
             width, heads = getattr(self, f"{tower}_embed_dim"), getattr(self, f"{tower}_num_heads")
             if width % heads:
-                raise ConfigError(f"ImageBindConfig.{tower}_embed_dim must be a multiple of {heads} heads, got {width}.")
+                raise ConfigError(
+                    f"ImageBindConfig.{tower}_embed_dim must be a multiple of {heads} heads, got {width}."
+                )
         if self.vision_kernel_size[0] != self.video_frames:
             raise ConfigError(
                 f"ImageBindConfig.vision_kernel_size must span all {self.video_frames} video_frames, "

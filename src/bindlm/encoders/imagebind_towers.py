@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bindlm.encoders.imagebind_config import ImageBindConfig
 from bindlm.errors import ConfigError
 
-# --- trunk ------------------------------------------------------------------------------------------------------------
+# --- trunk ---
 
 
 class Attention(nn.Module):
@@ -115,7 +115,7 @@ class Trunk(nn.Module):
         return tokens
 
 
-# --- stems ------------------------------------------------------------------------------------------------------------
+# --- stems ---
 
 
 class PositionTable(nn.Module):
@@ -176,7 +176,7 @@ class VisionStem(nn.Module):
             values = values.expand(-1, -1, frames, -1, -1)
         if values.shape[2] != frames:
             raise _shape_error("vision", values, f"clips of {frames} frames; cut longer ones into several clips")
-        # A convolution whose stride is its kernel is a matrix product of patches, which every dtype has a fast path for.
+        # A convolution whose stride is its kernel is a matrix product of patches: fast in every dtype.
         patches = values[..., : rows * height, : columns * width].unflatten(-1, (columns, width))
         patches = patches.unflatten(-3, (rows, height)).permute(0, 3, 5, 1, 2, 4, 6)  # (B, rows, cols, 3, T, h, w)
         weight = self.rgbt_stem["proj"]["1"].weight  # type: ignore[index]
@@ -277,7 +277,7 @@ def build_stem(tower: str, config: ImageBindConfig) -> nn.Module:
     return ImuStem(config) if tower == "imu" else PictureLikeStem(tower, config)
 
 
-# --- heads ------------------------------------------------------------------------------------------------------------
+# --- heads ---
 
 
 class ClassToken(nn.Module):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bindlm.bound_encoder import load_tower
 from bindlm.bridges.bind_network import init_near_zero_residuals
 from bindlm.checkpoints import load_language_model, load_state, resolve, save_state_atomic
 from bindlm.configuration import BindLMConfig
@@ -122,7 +123,7 @@ class MiniRun:
         torch.manual_seed(recipe.seed)
         self.model = BindLMForConditionalGeneration(config, language_model)
         self.model.requires_grad_(False)
-        self.model._load_tower("image_tower", resolve(settings.image_tower))
+        load_tower(self.model.encoder, "image_tower", resolve(settings.image_tower))
         init_near_zero_residuals(self.model.bridge)
         self._build_space()
 

@@ -1,0 +1,128 @@
+"""The table of encoder families, and how published weights find theirs."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bindlm.checkpoints.mapped import open_mapped
+from bindlm.encoders import imagebind
+from bindlm.encoders.base import JointEncoder
+from bindlm.encoders.mini import MiniEncoder, MiniEncoderConfig
+from bindlm.errors import CheckpointError, ConfigError
+
+
+@dataclass(frozen=True)
+class EncoderFamily:
+    """One row of the table."""
+
+    build: Callable[..., JointEncoder]
+    """Settings by name to an encoder with fresh weights."""
+    load: Callable[..., JointEncoder] | None = None
+    """`(path, *, modalities, dtype)` to an encoder with published weights; None where they come with a bound model."""
+    key_prefixes: tuple[str, ...] = ()
+    """A weight file with a name that starts so is this family's."""
+    model_types: tuple[str, ...] = ()
+    """A folder whose config.json says so is this family's."""
+
+
+def _mini(**settings: Any) -> JointEncoder:
+    return MiniEncoder(MiniEncoderConfig(**settings))
+
+
+def _imagebind(modalities: Sequence[str] | None = None, **settings: Any) -> JointEncoder:
+    return imagebind.ImageBindEncoder(settings, modalities)
+
+
+ENCODER_FAMILIES: dict[str, EncoderFamily] = {
+    "mini": EncoderFamily(_mini),
+    "imagebind": EncoderFamily(_imagebind, imagebind.from_official, key_prefixes=("modality_trunks.",)),
+}
+"""Family name to its row; where a file fits two, the first counts. A new family is one row and one file."""
+
+
+def build_encoder(family: str, **settings: Any) -> JointEncoder:
+    """An encoder of `family` with fresh weights.
+
+    Raises:
+        ConfigError: unknown family or setting.
+    """
+    try:
+        return _row(family).build(**settings)
+    except TypeError as error:
+        raise ConfigError(f"Encoder family {family!r} does not take these settings: {error}.") from None
+
+
+def load_encoder(
+    path: str | os.PathLike[str],
+    *,
+    family: str | None = None,
+    modalities: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> JointEncoder:
+    """An encoder with published weights.
+
+    Args:
+        path: a weight file with official keys, or a folder with a `config.json`.
+        family: a row of `ENCODER_FAMILIES`; None tells it by the keys of the file, or by `model_type`.
+        modalities: senses to load; None loads all that are there.
+        dtype: of the weights; None keeps the file's.
+
+    Raises:
+        CheckpointError: the weights are missing, damaged, of no known family, or do not fit it.
+        ConfigError: unknown family or sense.
+
+    Example:
+        >>> load_encoder("imagebind_huge.pth", modalities=["audio"]).dim
+        1024
+    """
+    path = Path(path)
+    row = _row(family) if family is not None else _row_of(path)
+    if row.load is None:
+        raise ConfigError(f"The weights of {family!r} come with a bound model; use bindlm.load_embedder.")
+    return row.load(path, modalities=modalities, dtype=dtype)
+
+
+def _row(family: str) -> EncoderFamily:
+    if family not in ENCODER_FAMILIES:
+        raise ConfigError(f"Unknown encoder family {family!r}; known: {', '.join(sorted(ENCODER_FAMILIES))}.")
+    return ENCODER_FAMILIES[family]
+
+
+def _row_of(path: Path) -> EncoderFamily:
+    """The row that a file or folder belongs to."""
+    if path.is_dir():
+        model_type = model_type_of(path)
+        for row in ENCODER_FAMILIES.values():
+            if model_type in row.model_types:
+                return row
+        known = sorted(kind for row in ENCODER_FAMILIES.values() for kind in row.model_types)
+        raise CheckpointError(
+            f"{path} holds a model of type {model_type!r}; the encoders known are {', '.join(known)}."
+        )
+    names = open_mapped(path).shapes
+    for row in ENCODER_FAMILIES.values():
+        if any(name.startswith(row.key_prefixes) for name in names if row.key_prefixes):
+            return row
+    raise CheckpointError(
+        f"{path} belongs to no known encoder family ({', '.join(sorted(ENCODER_FAMILIES))}): its first tensor is "
+        f"{next(iter(names), None)!r}. Give the file as published."
+    )
+
+
+def model_type_of(folder: Path) -> str | None:
+    """`model_type` in a folder's config.json.
+
+    Raises:
+        CheckpointError: there is no readable config.json.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} has no readable config.json; give the folder as published.") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    return kind if isinstance(kind, str) else None
