@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from PIL import Image
 
+from bindlm.errors import ConfigError
 from bindlm.media.image_array import array_to_image, is_tensor, tensor_to_image
 from bindlm.media.image_color import to_rgb
 from bindlm.media.image_decode import decode_image, decoder_errors
@@ -34,13 +35,15 @@ def load_image(
     limits: ImageLimits = ImageLimits(),
     allow_url: bool | UrlLimits = False,
     name: str | None = None,
+    transparency: Literal["white", "drop"] = "white",
 ) -> Image.Image:
     """Read a picture: upright, in RGB, all pixels there, and nothing else attached.
 
     The format is told by the content: PNG, JPEG, WEBP, GIF, BMP, TIFF, or binary PBM, PGM and PPM. Of an animation or
     a file with several pages it is the first frame (of an animated PNG the picture that viewers without animation
-    show). Transparency is laid over white. Colours go through the file's ICC profile to sRGB; a broken profile is
-    ignored. Grey of 16 bits and of floats is scaled to 8 bits, not clipped. The EXIF orientation is applied.
+    show). Transparency is laid over white, unless `transparency` says else. Colours go through the file's ICC profile
+    to sRGB; a broken profile is ignored. Grey of 16 bits and of floats is scaled to 8 bits, not clipped. The EXIF
+    orientation is applied.
 
     Args:
         source: One of
@@ -56,18 +59,24 @@ def load_image(
         limits: Bounds on bytes and pixels, enforced before and while decoding.
         allow_url: Whether addresses of the web are fetched; `UrlLimits` says within which bounds.
         name: What to call the picture in messages, in place of its path or a description.
+        transparency: "white", as on a page; or "drop": the colours stored under transparency are taken as if opaque,
+            which is how the released ImageBind reads pictures (Pillow's `convert("RGB")`). They may be anything, often
+            black.
 
     Returns:
         A new picture of mode RGB that shares nothing with `source`.
 
     Raises:
         MediaError: Whatever is wrong with the source, with its name, the reason, and what to do.
+        ConfigError: An unknown `transparency`.
 
     Example:
         >>> import numpy as np
         >>> load_image(np.zeros((2, 3), dtype=np.uint16)).size
         (3, 2)
     """
+    if transparency not in ("white", "drop"):
+        raise ConfigError(f'transparency must be "white" or "drop", got {transparency!r}.')
     medium = _describe(source, name)
     if isinstance(source, Image.Image):
         image = _check_given(source, medium, limits)
@@ -79,11 +88,15 @@ def load_image(
         data = read_bytes(source, medium, max_bytes=limits.max_bytes, allow_url=allow_url)
         image = decode_image(data, medium, limits)
     with decoder_errors(medium):  # a lazy picture of the caller's, or a palette that does not fit, fails only here
-        rgb = to_rgb(image, medium)
-        transposition = _UPRIGHT.get(_orientation(image))
-        upright = rgb.transpose(transposition) if transposition is not None else rgb
+        upright = turn_upright(to_rgb(image, medium, is_alpha_dropped=transparency == "drop"), image)
         upright.info = {}  # with its profile and orientation still there, a second call would apply them again
     return upright
+
+
+def turn_upright(image: Image.Image, original: Image.Image) -> Image.Image:
+    """`image` turned as the EXIF orientation of `original`, from whose pixels it was made, asks for."""
+    transposition = _UPRIGHT.get(_orientation(original))
+    return image if transposition is None else image.transpose(transposition)
 
 
 def _describe(source: Any, name: str | None) -> Medium:

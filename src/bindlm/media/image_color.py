@@ -16,8 +16,10 @@ _SRGB_TOLERANCE = 2
 picture files on one machine, the profiles of sRGB moved colours by at most 1 level, all others by 45 and more."""
 
 
-def to_rgb(image: Image.Image, medium: Medium) -> Image.Image:
+def to_rgb(image: Image.Image, medium: Medium, *, is_alpha_dropped: bool = False) -> Image.Image:
     """A new RGB picture, transparency laid over white, colours brought from the picture's ICC profile to sRGB.
+
+    With `is_alpha_dropped` the colours that lie under transparency are shown instead, whatever they are.
 
     Modes: `1`, `L`, `P`, `RGB`, `RGBX`, `CMYK`, `YCbCr`, `HSV`, `LAB`, those with alpha, grey of 16 bits (`I;16`, and
     `I` with values 0..65535; 65535 is white) and grey of floats (`F`; 1.0 is white).
@@ -34,7 +36,7 @@ def to_rgb(image: Image.Image, medium: Medium) -> Image.Image:
         colour = transform.apply(colour)
     if colour.mode != "RGB":
         colour = colour.convert("RGB")
-    if alpha is None or alpha.getextrema() == (255, 255):
+    if alpha is None or is_alpha_dropped or alpha.getextrema() == (255, 255):
         return colour.copy() if colour is image else colour
     canvas = Image.new("RGB", image.size, _WHITE)
     canvas.paste(colour, mask=alpha)
