@@ -10,9 +10,10 @@ import torch
 from bindlm.asking import Answer, _Timeline
 from bindlm.errors import ConfigError, MediaError
 from bindlm.modeling import BindLMForConditionalGeneration
+from bindlm.processing import BindLMImageProcessor
 from bindlm.space.mix import mix_embeddings
 
-from .tiny import DIM, picture, tiny_language_model, tiny_model, tiny_processor, tiny_tokenizer
+from .tiny import DIM, picture, tiny_config, tiny_language_model, tiny_model, tiny_processor, tiny_tokenizer
 
 LORA: dict[str, Any] = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}
 CACHE: dict[str, Any] = {"num_entries": 20, "dim": DIM, "top_k": 3}
@@ -377,3 +378,29 @@ def test_nothing_to_embed_is_refused(
 def test_one_bad_picture_fails_the_whole_call(model: BindLMForConditionalGeneration) -> None:
     with pytest.raises(MediaError):
         model.embed(image=[picture(1), b"no picture"])
+
+
+def test_a_sound_and_a_picture_share_an_answer(tmp_path: Path) -> None:
+    """With ImageBind's towers as encoder, any of its senses can be asked about, alone or mixed by weight."""
+    import soundfile
+
+    towers = ("vision", "text", "audio")
+    sizes = {f"{tower}_num_blocks": 1 for tower in towers} | {f"{tower}_embed_dim": 48 for tower in towers}
+    encoder = {"family": "imagebind", "modalities": ["image", "audio"], "out_embed_dim": 8, **sizes}
+    torch.manual_seed(0)
+    model = BindLMForConditionalGeneration(tiny_config(encoder=encoder), tiny_language_model()).eval()
+    model.processor = tiny_processor()
+    model.processor.image_processor = BindLMImageProcessor(size=224, views=["center"])
+    sound = tmp_path / "tone.wav"
+    soundfile.write(sound, np.sin(np.arange(20_000) / 7).astype(np.float32), 16_000)
+    assert model.embed(audio=sound).shape == (1, 8)
+    given: list[Any] = []
+    generate = model.generate
+    model.generate = lambda **kwargs: (given.append(kwargs["joint_embedding"]), generate(**kwargs))[1]  # type: ignore
+    model.ask("What?", image=picture(), audio=[sound, sound], weights={"image": 0.5, "audio": 0.8}, max_new_tokens=2)
+    assert [weight for _, weight in given[0]] == [0.5, 0.4, 0.4]
+    torch.testing.assert_close(given[0][1][0], model.embed(audio=sound))
+    with pytest.raises(ConfigError, match="has no 'point'"):
+        model.ask("What?", point="chair.ply")
+    with pytest.raises(ConfigError, match="weights names image"):
+        model.ask("What?", audio=sound, weights={"image": 1})

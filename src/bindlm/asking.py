@@ -12,6 +12,7 @@ from torch import Tensor
 from bindlm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from bindlm.encoders import JointEncoder
     from bindlm.processing import BindLMProcessor
 
 Media = Any
@@ -94,9 +95,9 @@ class AskMixin:
 
         Args:
             question: in plain words.
-            image: a path, bytes, PIL picture or array; a list of them is mixed. None asks the language model itself,
-                untouched.
-            **kwargs: see `answer`.
+            image: a path, bytes, PIL picture or array; a list of them is mixed. None, with no other medium, asks the
+                language model itself, untouched.
+            **kwargs: media of other senses by name (`audio="horn.wav"`), and what `answer` takes.
 
         Returns:
             The answer's text.
@@ -122,23 +123,26 @@ class AskMixin:
         top_p: float = 0.75,
         stream: Callable[[str], None] | None = None,
         allow_url: bool = False,
+        **media: Media,
     ) -> Answer:
         """Answer a question and say what it took.
 
         Args:
             question: in plain words.
             image: as in `ask`.
-            weights: shares of the mixture: by modality (`{"image": 0.4}`), or one for each picture.
+            weights: shares of the mixture: by modality (`{"image": 0.4, "audio": 0.6}`, shared by the media of one),
+                or one for each medium in the order given.
             history: chat messages before this turn, `{"role", "content"}`; media in them are not looked at again.
             max_new_tokens: where to stop at the latest.
             temperature: 0 takes the likeliest token each time; above 0 samples.
             top_p: nucleus for sampling; 0.75 is the released default.
             stream: called with each piece of text as it is made.
-            allow_url: whether a picture may be an http(s) address.
+            allow_url: whether a medium may be an http(s) address.
+            **media: of the encoder's other senses by name, each one medium or a list.
 
         Raises:
-            MediaError: a picture cannot be used.
-            ConfigError: an impossible setting.
+            MediaError: a medium cannot be used.
+            ConfigError: an impossible setting, or a sense that the encoder lacks.
         """
         if not isinstance(question, str) or not question.strip():
             raise ConfigError("The question is empty: ask something, for example 'What is this?'.")
@@ -150,20 +154,20 @@ class AskMixin:
             raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
         processor = self._needed_processor()
         seconds = {"media": 0.0, "encode": 0.0}
-        pictures = _as_list(image)
-        shares = _picture_weights(weights, len(pictures))
+        sources = {name: _as_list(given) for name, given in {"image": image, **media}.items()}
+        sources = {name: listed for name, listed in sources.items() if listed}
+        shares = _media_weights(weights, {name: len(listed) for name, listed in sources.items()})
         mixed: list[tuple[Tensor, float]] | None = None
-        if pictures:
+        if sources:
             start = time.perf_counter()
-            loaded = processor.image_processor.load(pictures, allow_url=allow_url)
-            pixel_values = processor.image_processor(loaded)["pixel_values"]  # (M, V, 3, S, S)
+            values = {name: self._read(name, listed, allow_url) for name, listed in sources.items()}
             seconds["media"] = time.perf_counter() - start
             start = time.perf_counter()
-            joint = self.encode_media(image=pixel_values)["image"]  # type: ignore[attr-defined]
+            joint = torch.cat(list(self.encode_media(**values).values()))  # type: ignore[attr-defined]
             mixed = list(zip(joint.split(1), shares, strict=True))
             seconds["encode"] = time.perf_counter() - start
         messages = [*(history or []), {"role": "user", "content": question}]
-        inputs = processor.tokenize_chat(messages, is_conditioned=bool(pictures))
+        inputs = processor.tokenize_chat(messages, is_conditioned=bool(sources))
         tokenizer: Any = processor.tokenizer
         timeline = _Timeline(tokenizer, stream)
         sampling = (
@@ -193,33 +197,45 @@ class AskMixin:
             joint_neighbours=self._neighbours(mixed),
         )
 
-    def embed(self, *, image: Media = None, batch_size: int = 8, allow_url: bool = False) -> Tensor:
-        """Joint embeddings of media.
+    def embed(self, *, image: Media = None, batch_size: int = 8, allow_url: bool = False, **media: Media) -> Tensor:
+        """Joint embeddings of media of one sense; `bindlm.load_embedder` gives them without the language model.
 
         Args:
             image: one picture or a list of N.
-            batch_size: pictures encoded at once.
-            allow_url: whether a picture may be an http(s) address.
+            batch_size: media encoded at once.
+            allow_url: whether a medium may be an http(s) address.
+            **media: in place of pictures, another of the encoder's senses by name.
 
         Returns:
             `(N, D_joint)`, unit length, fp32, on the CPU.
 
         Raises:
-            MediaError: a picture cannot be used; nothing is returned for the others.
+            MediaError: a medium cannot be used; nothing is returned for the others.
+            ConfigError: no sense or several, or one that the encoder lacks.
         """
-        pictures = _as_list(image)
-        if not pictures:
+        given = {name: _as_list(value) for name, value in {"image": image, **media}.items() if value is not None}
+        if not any(given.values()):
             raise ConfigError("There is nothing to embed: give image=… a picture or a list of pictures.")
+        if len(given) > 1:
+            raise ConfigError(f"Give media of one sense, got {', '.join(given)}.")
         if batch_size < 1:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}.")
-        processor = self._needed_processor()
+        modality, sources = next(iter(given.items()))
         parts = []
-        for start in range(0, len(pictures), batch_size):
-            loaded = processor.image_processor.load(pictures[start : start + batch_size], allow_url=allow_url)
-            pixel_values = processor.image_processor(loaded)["pixel_values"]
+        for start in range(0, len(sources), batch_size):
+            values = self._read(modality, sources[start : start + batch_size], allow_url)
             with torch.inference_mode():
-                parts.append(self.encode_media(image=pixel_values)["image"].float().cpu())  # type: ignore[attr-defined]
+                parts.append(self.encode_media(**{modality: values})[modality].float().cpu())  # type: ignore[attr-defined]
         return torch.cat(parts)
+
+    def _read(self, modality: str, sources: list[Any], allow_url: bool) -> Tensor:
+        """Media of one sense to a batch of what the encoder takes."""
+        encoder: JointEncoder = self.encoder  # type: ignore[attr-defined]
+        encoder.check_modality(modality)
+        if modality == "image":
+            processor = self._needed_processor().image_processor
+            return processor(processor.load(sources, allow_url=allow_url))["pixel_values"]
+        return torch.stack([encoder.preprocess(modality, source, allow_url=allow_url) for source in sources])
 
     def _neighbours(self, mixed: list[tuple[Tensor, float]] | None) -> list[dict[str, Any]] | None:
         """The cache entries an answer drew on."""
@@ -242,17 +258,19 @@ def _as_list(media: Media) -> list[Any]:
     return list(media) if isinstance(media, (list, tuple)) else [media]
 
 
-def _picture_weights(weights: Mapping[str, float] | Sequence[float] | None, count: int) -> list[float]:
-    """One weight for each picture."""
+def _media_weights(weights: Mapping[str, float] | Sequence[float] | None, counts: Mapping[str, int]) -> list[float]:
+    """One weight for each medium; `counts` says how many there are of each sense."""
+    total = sum(counts.values())
     if weights is None:
-        return [1.0] * count
-    if count == 0:
+        return [1.0] * total
+    if total == 0:
         raise ConfigError("weights were given, but nothing to weigh; give image=… as well.")
     if isinstance(weights, Mapping):
-        unknown = set(weights) - {"image"}
+        unknown = set(weights) - set(counts)
         if unknown:
-            raise ConfigError(f"weights names {', '.join(sorted(unknown))}, but only image was given.")
-        return [float(weights.get("image", 1.0)) / count] * count
-    if len(weights) != count:
-        raise ConfigError(f"{len(weights)} weights were given for {count} pictures.")
+            raise ConfigError(f"weights names {', '.join(sorted(unknown))}, but only {', '.join(counts)} was given.")
+        return [float(weights.get(name, 1.0)) / count for name, count in counts.items() for _ in range(count)]
+    if len(weights) != total:
+        what = "pictures" if set(counts) == {"image"} else "media"
+        raise ConfigError(f"{len(weights)} weights were given for {total} {what}.")
     return [float(weight) for weight in weights]
