@@ -29,7 +29,7 @@ ROWS = [
     {"media"},
     {"encoders", "space", "bridges", "injections"},
     {"tuning"},
-    {"asking", "bound_encoder", "configuration", "embedding", "loading", "modeling", "processing"},
+    {"asking", "bound_encoder", "configuration", "embedding", "folder", "loading", "modeling", "processing"},
     {"training"},
     {"binding"},
     {"evaluation", "apps", "serving"},

@@ -112,7 +112,8 @@ def find_files(
 ) -> tuple[list[FoundFile], list[str]]:
     """The files of some senses in a folder and below it.
 
-    Names that start with a dot are passed over, and so is what is no regular file. A link to a file counts as the file.
+    Names that start with a dot are passed over, and so is what is no regular file. A link to a file counts as the
+    file.
 
     Args:
         folder: where to look.
@@ -251,7 +252,7 @@ def _senses(embedder: FolderEmbedder, modalities: Sequence[str] | None) -> list[
 
 
 def _start(folder: str | os.PathLike[str], path: Path, embedder: FolderEmbedder) -> EmbeddingIndex:
-    """What is there to begin with: the saved index, else one that came with a folder we may not write in, else none."""
+    """What to begin with: the saved index, else one that came with a folder we may not write in, else an empty one."""
     aside = path.with_name(f".{path.name}.replaced")
     if aside.is_dir() and not path.exists():
         os.replace(aside, path)  # a save was killed between its two renames
@@ -283,6 +284,7 @@ class _Update:
         found = {file.key: file for file in files}
         rows = {entry.key: entry for entry in self.index.entries}
         gone = {key for key, entry in rows.items() if key not in found and self._is_ours(entry)}
+        row_of = {entry.key: row for row, entry in enumerate(self.index.entries)}
         moved = {(rows[key].modality, rows[key].stamp.size, rows[key].stamp.mtime_ns): key for key in sorted(gone)}
         tried = {entry.key: entry for entry in self.index.unreadable}
         stamps: dict[str, FileStamp] = {}
@@ -302,8 +304,8 @@ class _Update:
                 continue
             elif old := moved.get((file.modality, file.size, file.mtime_ns)):
                 if _unchanged(file, rows[old].stamp, is_sure=False):  # the same file under another name
-                    row = next(number for number, each in enumerate(self.index.entries) if each.key == old)
-                    self.added.append((IndexEntry(file.key, file.modality, rows[old].stamp), self.index.vectors[row]))
+                    entry = IndexEntry(file.key, file.modality, rows[old].stamp)
+                    self.added.append((entry, self.index.vectors[row_of[old]]))
                     self.counts["kept"] += 1
                     gone.discard(old)
                     continue
@@ -332,9 +334,9 @@ class _Update:
 
         if not files:
             return
-        results = embedder.stream(
-            files[0].modality, [file.path for file in files], batch_size=batch_size, workers=workers
-        )
+        # As paths: a text could be taken for an address, if a folder is called so.
+        sources = (Path(file.path) for file in files)
+        results = embedder.stream(files[0].modality, sources, batch_size=batch_size, workers=workers)
         with tqdm(
             total=len(files), desc=f"bindlm: {files[0].modality}", unit="file", leave=False,
             disable=None if progress else True,

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +13,9 @@ from PIL import Image
 
 import bindlm
 from bindlm.cli import main
+from bindlm.errors import ConfigError
+
+from ..fake_embedder import FakeEmbedder
 
 
 class FakeModel:
@@ -22,7 +25,6 @@ class FakeModel:
         self.text = "This is a red square."
         self.error: BaseException | None = None
         self.calls: list[dict[str, Any]] = []
-        self.embedded: list[list[Image.Image]] = []
 
     def answer(self, question: str, image: Any = None, **options: Any) -> SimpleNamespace:
         self.calls.append({"question": question, "image": image, **options})
@@ -40,14 +42,6 @@ class FakeModel:
             model="fake",
             joint_neighbours=None,
         )
-
-    def embed(self, *, image: list[Image.Image]) -> Any:
-        """One row a picture, from its mean colour, of unit length."""
-        import torch
-
-        self.embedded.append(image)
-        colours = [torch.tensor(picture.resize((1, 1)).getpixel((0, 0)), dtype=torch.float32) for picture in image]
-        return torch.nn.functional.normalize(torch.stack(colours) + 1.0, dim=-1)
 
 
 @dataclass
@@ -82,6 +76,25 @@ def model(monkeypatch: pytest.MonkeyPatch, loads: Loads) -> FakeModel:
 
     # Not setattr: that would first ask for the real one and import torch.
     monkeypatch.setitem(bindlm.__dict__, "load", load)
+    return fake
+
+
+@pytest.fixture
+def embedder(monkeypatch: pytest.MonkeyPatch, loads: Loads, tmp_path_factory: pytest.TempPathFactory) -> FakeEmbedder:
+    """What `bindlm.embedding.load_embedder` gives in this test, and an empty BINDLM_HOME."""
+    fake = FakeEmbedder()
+
+    def load_embedder(reference: Any = None, *, modalities: Any = None, progress: bool = True) -> FakeEmbedder:
+        loads.references.append(reference)
+        for modality in modalities or ():
+            if modality not in fake.modalities:
+                raise ConfigError(f"FakeEncoder has no {modality!r}; it takes {', '.join(fake.modalities)}.")
+        return fake
+
+    module = ModuleType("bindlm.embedding")
+    module.load_embedder = load_embedder  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "bindlm.embedding", module)
+    monkeypatch.setenv("BINDLM_HOME", str(tmp_path_factory.mktemp("home")))
     return fake
 
 

@@ -31,7 +31,7 @@ def test_help_comes_in_under_half_a_second():
     assert min(seconds) < 0.5, seconds
 
 
-@pytest.mark.parametrize("words", [["--help"], ["ask", "--help"], ["chat", "--help"], ["embed", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], *([verb, "--help"] for verb in VERBS if verb != "bench")])
 def test_help_imports_no_heavy_library(words):
     report = run_process(*words, python=["-X", "importtime"]).stderr
     imported = {line.rpartition("|")[2].strip() for line in report.splitlines()}
@@ -73,7 +73,7 @@ def test_only_the_chosen_verb_is_given_its_arguments(verb):
     [
         ("aks", "did you mean 'ask'?"),
         ("Embed", "did you mean 'embed'?"),
-        ("xylophone", "there are ask, chat, embed, bench"),
+        ("xylophone", f"there are {', '.join(VERBS)}"),
         ("What is this?", "bindlm ask 'What is this?'"),
     ],
 )
@@ -88,7 +88,7 @@ def test_an_unknown_verb_gets_a_hint(bindlm_command, word, hint):
 def test_no_verb_is_a_usage_error(bindlm_command):
     run = bindlm_command()
     assert run.code == 2
-    assert run.err == "bindlm: error: which verb? There are ask, chat, embed, bench\n  see: bindlm --help\n"
+    assert run.err == f"bindlm: error: which verb? There are {', '.join(VERBS)}\n  see: bindlm --help\n"
 
 
 def test_a_shortened_option_is_refused(bindlm_command):

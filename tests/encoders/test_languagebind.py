@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.encoders.tiny_languagebind import DIM, LAYERS, PATCH, WIDTH, clip_model, official_config, write_folder
 from torch import Tensor
 
-from bindlm.encoders.languagebind import LanguageBindEncoder
+from bindlm.encoders.languagebind import LanguageBindEncoder, build, from_official
 from bindlm.encoders.languagebind_config import (
     LanguageBindConfig,
     LanguageBindTextConfig,
     LanguageBindTowerConfig,
 )
 from bindlm.errors import CheckpointError, ConfigError
-from tests.encoders.tiny_languagebind import DIM, LAYERS, PATCH, WIDTH, clip_model, official_config, write_folder
 
 _IDS = torch.tensor([[60, 3, 9, 63, 0, 0], [60, 5, 63, 0, 0, 0]])
 
@@ -44,7 +44,7 @@ def test_image_and_text_towers_equal_transformers_clip(tmp_path: Path, is_pickle
 
 
 def test_audio_has_a_position_table_of_its_own_shape(tmp_path: Path) -> None:
-    """Checked against CLIP with a square picture of as many patches: the same table, laid out 2 x 8 in place of 4 x 4."""
+    """Against CLIP with a square picture of as many patches: the same table, laid out 2 x 8 in place of 4 x 4."""
     config = official_config("audio", image_size=56)
     clip = clip_model(config)
     config["vision_config"] |= {"image_size": 224, "num_mel_bins": 2 * PATCH + 3, "target_length": 8 * PATCH + 5}
@@ -70,11 +70,9 @@ def _lora_state(state: dict[str, Tensor], rank: int, base: str) -> tuple[dict[st
             new = f"{module}.{base}.{kind}"
         published[new] = tensor
         if is_adapted and name.endswith(".weight"):
-            module = name.removesuffix(".weight")
+            module = name.removeprefix("vision_model.encoder.").removesuffix(".weight")
             for side, shape in (("A", (rank, WIDTH)), ("B", (WIDTH, rank))):
-                adapters[f"{module.removeprefix('vision_model.encoder.')}.lora_{side}"] = torch.randn(shape)
-                spelled = module.replace("encoder.layers", "encoder.base_model.model.layers")
-                published[f"{spelled}.lora_{side}.default.weight"] = torch.randn(shape) * 0
+                adapters[f"{module}.lora_{side}"] = torch.randn(shape)
     for name, tensor in adapters.items():
         module, side = name.rsplit(".", 1)
         published[f"vision_model.encoder.base_model.model.{module}.{side}.default.weight"] = tensor
@@ -117,7 +115,8 @@ def test_parameter_counts_are_those_published() -> None:
     assert count(large.towers["image"].vision_model) == 303_179_776
     assert count(video) - count(large) == 101_007_360
     assert audio.towers["audio"].vision_model.embeddings.position_embedding.weight.shape == (593, 1024)
-    assert huge.dim == 1024 and len(huge.towers["video"].vision_model.encoder.layers) == 32
+    assert huge.dim == 1024
+    assert len(huge.towers["video"].vision_model.encoder.layers) == 32
 
 
 def test_parameter_names_are_the_published_ones_behind_the_tower(tmp_path: Path) -> None:
@@ -138,7 +137,8 @@ def test_several_folders_share_one_text_tower(tmp_path: Path) -> None:
     assert encoder.modalities == ("image", "thermal", "text")
     pixels = torch.randn(2, 3, 28, 28)
     assert torch.equal(encoder.encode("image", pixels), encoder.encode("thermal", pixels))
-    assert not any(parameter.requires_grad for parameter in encoder.parameters()) and not encoder.training
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    assert not encoder.training
 
 
 def test_folders_of_two_spaces_are_refused(tmp_path: Path) -> None:
@@ -156,7 +156,8 @@ def test_bf16_on_request_and_otherwise_as_stored(tmp_path: Path) -> None:
     stored = LanguageBindEncoder.from_official(folder)
     halved = LanguageBindEncoder.from_official(folder, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in stored.parameters()} == {torch.float32}
-    assert {parameter.dtype for parameter in halved.parameters()} == {torch.bfloat16}
+    exact = {name for name, parameter in halved.named_parameters() if parameter.dtype != torch.bfloat16}
+    assert exact == {"towers.image.logit_scale"}
     pixels = torch.randn(2, 3, 28, 28)
     cosine = torch.cosine_similarity(stored.embed("image", pixels), halved.embed("image", pixels).float())
     assert cosine.min() > 0.99
@@ -267,6 +268,22 @@ def test_configs_refuse_impossible_sizes_and_take_settings_by_name() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             LanguageBindConfig(**settings)
+
+
+def test_the_registry_functions_build_by_settings_and_load_some_senses(tmp_path: Path) -> None:
+    folder = _image_folder(tmp_path / "image")
+    assert from_official(folder).modalities == ("image", "text")
+    only = from_official(folder, modalities=["text"], dtype=torch.bfloat16)
+    assert only.modalities == ("text",)
+    with pytest.raises(ConfigError, match="has no 'image'; it takes text"):
+        only.encode("image", torch.zeros(1, 3, 28, 28))
+    with pytest.raises(ConfigError, match="has no 'video'"):
+        from_official(folder, modalities=["video"])
+    with pytest.raises(ConfigError, match="at least one"):
+        from_official(folder, modalities=[])
+    small = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "mlp_size": 32}
+    settings = json.loads(json.dumps({"dim": 8, "towers": {"depth": small}, "text": {**small, "vocab_size": 64}}))
+    assert build(**settings).modalities == ("depth", "text")
 
 
 def test_fresh_weights_encode() -> None:

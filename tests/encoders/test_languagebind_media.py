@@ -60,7 +60,8 @@ def test_grey_heat_becomes_three_equal_channels(encoder: LanguageBindEncoder, tm
     Image.fromarray(_noise(240, 230)[..., 0]).save(tmp_path / "heat.png")
     values = encoder.preprocess("thermal", tmp_path / "heat.png")
     grey = values * _STD[:, None, None] + _MEAN[:, None, None]
-    assert torch.allclose(grey[0], grey[1], atol=1e-5) and torch.allclose(grey[0], grey[2], atol=1e-5)
+    assert torch.allclose(grey[0], grey[1], atol=1e-5)
+    assert torch.allclose(grey[0], grey[2], atol=1e-5)
 
 
 def test_depth_is_metres_over_ten(encoder: LanguageBindEncoder, tmp_path: Path) -> None:
@@ -89,7 +90,8 @@ def test_sound_becomes_a_picture_of_three_channels(encoder: LanguageBindEncoder,
 
 def test_a_text_becomes_clip_tokens_and_what_follows_the_end_does_not_matter(encoder: LanguageBindEncoder) -> None:
     ids = encoder.preprocess("text", "A dog.")
-    assert ids.shape == (77,) and ids[:5].tolist() == [49406, 320, 1929, 269, 49407]
+    assert ids.shape == (77,)
+    assert ids[:5].tolist() == [49406, 320, 1929, 269, 49407]
     other = ids.clone()
     other[5:] = 49407
     both = encoder.embed("text", torch.stack([ids, other]))

@@ -7,12 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-from bindlm.encoders.languagebind import LanguageBindEncoder
-from bindlm.encoders.languagebind_config import LanguageBindTowerConfig
-from bindlm.encoders.languagebind_tower import LanguageBindTower
-from bindlm.errors import CheckpointError, ConfigError
 from tests.encoders.tiny_languagebind import (
     DIM,
     HEADS,
@@ -24,6 +18,12 @@ from tests.encoders.tiny_languagebind import (
     official_config,
     write_folder,
 )
+from torch import Tensor
+
+from bindlm.encoders.languagebind import LanguageBindEncoder
+from bindlm.encoders.languagebind_config import LanguageBindTowerConfig
+from bindlm.encoders.languagebind_tower import LanguageBindTower
+from bindlm.errors import CheckpointError, ConfigError
 
 _FRAMES = 3
 
@@ -167,7 +167,7 @@ def test_adapters_of_the_time_attention_are_merged(tmp_path: Path) -> None:
         new = name.replace("encoder.layers", "encoder.base_model.model.layers")
         published[new] = tensor
         if "temporal_attn" in name and name.endswith(".weight"):
-            down, up = torch.randn(4, WIDTH), torch.randn(WIDTH, 4)
+            down, up = torch.randn(4, WIDTH) * 0.2, torch.randn(WIDTH, 4) * 0.2
             module = new.removesuffix(".weight")
             published |= {f"{module}.lora_A.default.weight": down, f"{module}.lora_B.default.weight": up}
             merged[name] = tensor + 16 / 4 * up @ down

@@ -73,8 +73,6 @@ def cases(tmp_path: Path) -> list[tuple[str, Callable[[], object]]]:
     header = b"\0\0\0\x18ftypM4A \0\0\0\0M4A mp42"
     huge_flac = bytearray(flac)
     huge_flac[21:26] = bytes([huge_flac[21] | 0x0F, 255, 255, 255, 255])  # 2^36 - 1 samples
-    silent_flac = bytearray(flac)
-    silent_flac[18:21] = b"\0\0" + bytes([silent_flac[20] & 0x0F])  # 0 Hz
     broken_ogg = bytearray(ogg)
     broken_ogg[60:200] = b"\xff" * 140
     tight = AudioLimits(max_seconds=0.05)
@@ -83,7 +81,7 @@ def cases(tmp_path: Path) -> list[tuple[str, Callable[[], object]]]:
         "one byte": b"R",
         "only zeros": bytes(4_096),
         "only ones": b"\xff" * 4_096,
-        "random bytes": np.random.default_rng(1).bytes(4_096),
+        "random bytes": np.random.default_rng(2).bytes(4_096),
         "WAV cut in the RIFF header": plain[:10],
         "WAV cut after WAVE": plain[:12],
         "WAV cut in the fmt chunk": plain[:25],
@@ -108,7 +106,6 @@ def cases(tmp_path: Path) -> list[tuple[str, Callable[[], object]]]:
         "FLAC cut in STREAMINFO": flac[:30],
         "FLAC cut before the first frame": flac[:60],
         "FLAC of 2^36 samples": bytes(huge_flac),
-        "FLAC of 0 Hz": bytes(silent_flac),
         "FLAC with a broken header": flac[:4] + b"\x7f\xff\xff\xff" + flac[8:],
         "Ogg: the mark only": ogg[:4],
         "Ogg cut in the first page": ogg[:40],
@@ -122,6 +119,8 @@ def cases(tmp_path: Path) -> list[tuple[str, Callable[[], object]]]:
         "AIFF cut in its header": aiff[:20],
         "AIFF without a chunk": aiff[:12],
         "AU of an unknown encoding": b".snd" + struct.pack(">5I", 24, 16, 999, 16_000, 1) + bytes(16),
+        "AU of 0 Hz": b".snd" + struct.pack(">5I", 24, 16, 3, 0, 1) + bytes(16),
+        "AU of 2^31 Hz": b".snd" + struct.pack(">5I", 24, 16, 3, 2**31, 1) + bytes(16),
         "CAF without a chunk": b"caff\0\1\0\0",
         "M4A without an index": header + b"\0\0\x10\0mdat" + bytes(4_000),
         "M4A of a box of 2^64 bytes": header + b"\0\0\0\1moov" + b"\xff" * 8 + bytes(100),
@@ -166,7 +165,7 @@ def cases(tmp_path: Path) -> list[tuple[str, Callable[[], object]]]:
         "array whose rate is text": (tone, "16000"),
         "array of no sample": (np.zeros((1, 0), dtype=np.float32), 16_000),
         "array of no channel": (np.zeros((0, 100), dtype=np.float32), 16_000),
-        "array of no dimension": (np.float32(0.5).reshape(()), 16_000),
+        "array of no dimension": (np.zeros((), dtype=np.float32), 16_000),
         "array of three dimensions": (np.zeros((1, 1, 100), dtype=np.float32), 16_000),
         "array with samples first": (np.zeros((1_600, 2), dtype=np.float32), 16_000),
         "array with NaN": (np.where(np.arange(1_600) == 9, np.nan, tone), 16_000),

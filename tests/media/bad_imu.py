@@ -50,6 +50,8 @@ def cases(tmp_path: Path) -> list[Case]:
         "decimal commas": "1,5;2,5;3,5;4,5;5,5;6,5\n" * 9,
         "seven columns, time last": "ax,ay,az,gx,gy,gz,t\n".replace("ax,ay,az", "u,v,w") + "1,2,3,4,5,6,7\n" * 9,
         "two rates": "# sample_rate_hz: 200\n" + ROW * 9,
+        "five million rows": ROW * 5_000_000,
+        "a row too many": ROW * 500_001,
         "a rate of zero": "# sample_rate_hz: 0\n" + ROW * 9,
     }
     files: dict[str, bytes] = {name: body.encode() for name, body in text.items()} | {

@@ -146,6 +146,10 @@ def cases(tmp_path: Path) -> list[tuple[str, Callable[[], object]]]:
     add("mp4 of JPEG 2000", film("mov", "jpeg2000", num_frames=3))
     add("mp4 with a lying table of samples", table_bomb())
     add("mp4 with a lying run of samples", run_bomb())
+    add("mp4 with a lying table called sound", table_bomb().replace(b"vide", b"soun"))
+    add("mp4 with a lying table in a free box", table_bomb().replace(b"moov", b"free"))
+    add("mp4 with a compressed index", film().replace(b"mvhd", b"cmov"))
+    add("mp4 behind a strange box", b"\0\0\0\x0cabcdefgh" + table_bomb())
     for name, data in _sizes().items():
         add(name, data)
     for container, codec in [("mp4", "aac"), ("wav", "pcm_s16le"), ("flac", "flac"), ("ogg", "flac"), ("adts", "aac")]:

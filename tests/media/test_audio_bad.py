@@ -22,10 +22,10 @@ def test_every_bad_sound_is_refused(tmp_path):
     calls = cases(tmp_path)
     assert len(calls) == len({name for name, _ in calls}) >= 40
     for name, call in calls:
+        print(name)  # which one, should it be taken for a sound
         begin = time.process_time()
         with pytest.raises(MediaError) as caught:
             call()
-            pytest.fail(f"{name} was taken for a sound")
         assert str(caught.value).startswith("Cannot use sound "), name
         assert "secret" not in str(caught.value), name
         assert caught.value.__suppress_context__ or caught.value.__context__ is None, name

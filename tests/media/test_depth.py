@@ -156,13 +156,13 @@ def test_the_middle_is_cut_out_as_from_the_whole():
     depth = np.random.default_rng(1).uniform(0.5, 8, (61, 97)).astype(np.float32)
     config = DepthPreprocessConfig(size=20, max_disparity_px=None, mean=0, std=1)
     disparity = (0.075 * 518.857901 / depth).astype(np.float32)
-    for values, given in ((disparity, depth), (disparity.T, depth.T)):
+    for values, source in ((disparity, depth), (disparity.T, depth.T)):
         height, width = values.shape
         resized = (width * 20 // 61, height * 20 // 61)
         whole = Image.fromarray(np.ascontiguousarray(values)).resize(resized, Image.Resampling.BILINEAR)
         left, upper = (round((side - 20) / 2) for side in resized)
         expected = np.asarray(whole.crop((left, upper, left + 20, upper + 20)))
-        np.testing.assert_allclose(preprocess_depth(given, config)[0], expected, rtol=1e-4)
+        np.testing.assert_allclose(preprocess_depth(source, config)[0], expected, rtol=1e-4)
 
 
 def test_a_ribbon_costs_no_more_than_a_square():

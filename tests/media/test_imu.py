@@ -37,7 +37,7 @@ EGO4D_NAMES = "component_idx,component_timestamp_ms,canonical_timestamp_ms,gyro_
         table(TIMED),
         table(TIMED, "time,ax,ay,az,gx,gy,gz\n"),
         table(TIMED * ([1e3] + [1] * 6), '"Time_MS";"a";"b";"c";"d";"e";"f"\n', ";"),
-        table(TIMED * ([1e9] + [1] * 6), "t_ns\ta\tb\tc\td\te\tf\r\n", "\t").replace(b"\n", b"\r\n"),
+        table(TIMED * ([1e9] + [1] * 6), "t_ns\ta\tb\tc\td\te\tf\n", "\t").replace(b"\n", b"\r\n"),
         table(SAMPLES.T, "# any words\n# Sample_Rate_Hz = 200\n"),
         table(SAMPLES.T, "\ufeff# sample_rate_hz: 200.0\nacc_x acc_y acc_z gyro_x gyro_y gyro_z\n", " "),
         table(EGO4D, EGO4D_NAMES),

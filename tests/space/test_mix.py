@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bindlm.errors import ConfigError
-from bindlm.space.mix import mix_embeddings
+from bindlm.space.mix import MixForm, arithmetic, mix_embeddings, share_weights
 
 from ..golden import golden
 from ..tiny import unit_rows
@@ -75,3 +75,64 @@ def test_gradient_reaches_what_is_mixed() -> None:
     mix_embeddings([(embedding, 1.0), (unit_rows(2, seed=4), 2.0)]).square().sum().backward()
     assert embedding.grad is not None
     assert embedding.grad.abs().max() > 0
+
+
+# --- the paper's form, unit length, several inputs of a sense ---
+
+
+def test_the_papers_coefficients_are_taken_as_they_are() -> None:
+    one, other = unit_rows(3, seed=1), unit_rows(3, seed=2)
+    mixed = mix_embeddings([(2.0 * one, 0.7), (other, 0.9)], form="paper")
+    torch.testing.assert_close(mixed, 0.7 * one + 0.9 * other, rtol=1e-6, atol=1e-6)
+
+
+def test_both_forms_agree_where_weights_sum_to_one() -> None:
+    pairs = [(unit_rows(3, seed=1), 0.25), (unit_rows(3, seed=2), 0.75)]
+    released, paper = (mix_embeddings(pairs, form=form) for form in MixForm)
+    torch.testing.assert_close(released, paper, rtol=0, atol=2e-6)  # the release's 1e-6 beside 1
+    assert not torch.equal(released, paper)
+
+
+@pytest.mark.parametrize("form", MixForm)
+def test_a_mixture_may_be_brought_to_unit_length(form: MixForm) -> None:
+    pairs = [(unit_rows(3, seed=1), 0.5), (unit_rows(3, seed=2), 2.0)]
+    mixed = mix_embeddings(pairs, form=form, normalize=True)
+    torch.testing.assert_close(mixed.norm(dim=-1), torch.ones(3))
+    torch.testing.assert_close(mixed, torch.nn.functional.normalize(mix_embeddings(pairs), dim=-1))
+
+
+def test_an_unknown_form_is_refused() -> None:
+    with pytest.raises(ConfigError, match="form must be one of released, paper, got 'sum'"):
+        mix_embeddings([(unit_rows(1), 1.0)], form="sum")
+
+
+def test_inputs_of_a_sense_share_its_weight() -> None:
+    assert share_weights({"image": 2, "audio": 1}, {"image": 0.6}) == {"image": [0.3, 0.3], "audio": [1.0]}
+    assert share_weights({"image": 4, "audio": 0}) == {"image": [0.25] * 4}
+    with pytest.raises(ConfigError, match="names audio, but only image was given"):
+        share_weights({"image": 1, "audio": 0}, {"audio": 1.0})
+
+
+def test_arithmetic_adds_and_takes_away_at_unit_length() -> None:
+    east, north = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.5]])
+    both = torch.tensor([[1.0, 1.0]])
+    torch.testing.assert_close(
+        arithmetic([(both, math.sqrt(2)), (north, -1.0)]), torch.tensor([[1.0, 0.0]]), rtol=0, atol=1e-6
+    )
+    torch.testing.assert_close(
+        arithmetic([(east, 1.0), (north, -0.5)], normalize=False), torch.tensor([[1.0, -0.5]]), rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [math.nan, 1.0], [math.inf, -1.0], [1.0, -math.inf]])
+def test_arithmetic_with_impossible_weights_is_refused(weights: list[float]) -> None:
+    with pytest.raises(ConfigError, match="Weights must be finite and not all 0"):
+        arithmetic([(unit_rows(1, seed=number), weight) for number, weight in enumerate(weights)])
+
+
+def test_what_cancels_out_has_no_direction() -> None:
+    with pytest.raises(ConfigError, match="cancel out"):
+        arithmetic([(unit_rows(2), 1.0), (3.0 * unit_rows(2), -1.0)])
+    with pytest.raises(ConfigError, match="cancel out"):
+        mix_embeddings([(unit_rows(2), 1.0), (-unit_rows(2), 1.0)], normalize=True)
+    assert arithmetic([(unit_rows(2), 1.0), (unit_rows(2), -1.0)], normalize=False).abs().max() < 1e-6

@@ -15,7 +15,9 @@ from bindlm.errors import BindLMError, CheckpointError, ConfigError, MediaError
 VERBS = {
     "ask": "answer one question, about pictures or about none",
     "chat": "hold a conversation about a picture",
-    "embed": "write the joint embeddings of pictures to a file",
+    "embed": "write the joint embeddings of media to a file, or draw them",
+    "classify": "say which of some words fits a medium best",
+    "search": "find the media of a folder that are like words or like a medium",
     "bench": "measure how well a model answers",
 }
 """Verb -> what `bindlm --help` says of it; `bindlm.cli.VERB` holds its `add_arguments` and `run`."""
@@ -36,6 +38,7 @@ examples:
   bindlm ask "What is this?" --image cat.jpg
   bindlm chat --image cat.jpg
   bindlm embed --image *.jpg -o pictures.safetensors
+  bindlm search --image cat.jpg photos
 
 exit codes:
   0 answered   2 bad usage   3 bad input   4 weights not to be had   130 stopped by Ctrl-C

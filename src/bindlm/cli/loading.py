@@ -3,9 +3,11 @@
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from bindlm.cli.output import is_debugging, say
+from bindlm.errors import ConfigError
 
 
 def load_model(reference: str | None) -> Any:
@@ -16,6 +18,43 @@ def load_model(reference: str | None) -> Any:
     import bindlm
 
     return bindlm.load(reference)
+
+
+def load_embedder(reference: str | None, senses: Sequence[str], *, all_towers: bool = False) -> Any:
+    """`bindlm.embedding.load_embedder` for a command line.
+
+    Args:
+        reference: What `--model` gave.
+        senses: What the command needs.
+        all_towers: Whether the others are loaded too; an index belongs to a model as a whole.
+
+    Raises:
+        ConfigError: The model lacks a sense; says which models have it.
+        CheckpointError: Weights cannot be had or do not fit.
+    """
+    quiet_libraries()
+    if sys.stderr.isatty():
+        say(f"loading {reference or 'the mini'}")
+    from bindlm.embedding import load_embedder as load
+
+    try:
+        embedder = load(reference, modalities=None if all_towers else list(senses), progress=True)
+    except ConfigError as error:
+        if missing := [sense for sense in senses if repr(sense) in str(error)]:
+            raise ConfigError(f"{error}\n{_cure(missing)}") from error
+        raise
+    if missing := [sense for sense in senses if sense not in embedder.modalities]:
+        lacking = ", ".join(repr(sense) for sense in missing)
+        raise ConfigError(
+            f"{embedder.name} has no {lacking}; it takes {', '.join(embedder.modalities)}\n{_cure(missing)}"
+        )
+    return embedder
+
+
+def _cure(missing: Sequence[str]) -> str:
+    if "text" in missing:
+        return "for words, name the weights of ImageBind, CLIP or LanguageBind with --model PATH"
+    return "name weights that have it with --model PATH: ImageBind's, LanguageBind's or, for 3-D, Point-Bind's"
 
 
 def quiet_libraries() -> None:

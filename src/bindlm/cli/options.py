@@ -18,8 +18,8 @@ def add_model_option(parser: ArgumentParser) -> None:
     parser.add_argument("--model", metavar="PATH_OR_ID", help="a checkpoint's folder or hub id (default: the mini)")
 
 
-def add_url_option(parser: ArgumentParser) -> None:
-    parser.add_argument("--allow-url", action="store_true", help="let --image fetch http(s) addresses")
+def add_url_option(parser: ArgumentParser, what: str = "--image") -> None:
+    parser.add_argument("--allow-url", action="store_true", help=f"let {what} fetch http(s) addresses")
 
 
 def add_answer_options(parser: ArgumentParser) -> None:

@@ -106,7 +106,7 @@ class ImageBindConfig:
         """
         if settings is None:
             return cls()
-        if isinstance(settings, cls):
+        if isinstance(settings, ImageBindConfig):
             return settings
         settings = settings.get("config", settings)
         unknown = set(settings) - {field.name for field in fields(cls)}

@@ -120,7 +120,7 @@ def _describe(source: Any, name: str | None) -> Medium:
 def _from_array(source: Any, medium: Medium, limits: AudioLimits, rate: Any) -> tuple[np.ndarray, int]:
     """Float32 `(C, S)` of an array or tensor, and the rate that came with it."""
     if rate is None:
-        raise medium.error("an array does not tell its sample rate", "Give sample_rate_hz=...")
+        raise medium.error("an array does not tell its sample rate", "Give sample_rate_hz, in Hz")
     if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or rate < 1:
         raise medium.error("sample_rate_hz is no whole number of at least 1", "Give the rate in Hz")
     if isinstance(source, np.ma.MaskedArray):

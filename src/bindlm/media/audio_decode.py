@@ -98,7 +98,7 @@ class _Blocks:
 
 def _decode_soundfile(data: bytes, medium: Medium, limits: AudioLimits) -> tuple[np.ndarray, int] | None:
     """What libsndfile makes of it; None where it makes nothing."""
-    import soundfile  # type: ignore[import-untyped]
+    import soundfile
 
     try:
         file = soundfile.SoundFile(io.BytesIO(data))
@@ -155,8 +155,8 @@ def _decode_ffmpeg(data: bytes, found: Format, medium: Medium, limits: AudioLimi
 
 def _frames(container: Any) -> Iterator[Any]:
     stream = container.streams.audio[0]
-    if stream.codec_context.name not in _CODECS.split(","):
-        return
+    if stream.codec_context is None or stream.codec_context.name not in _CODECS.split(","):
+        return  # None: FFmpeg has no decoder for it
     stream.thread_type = "NONE"  # sound decodes fast; threads would only hold more of it in memory
     yield from container.decode(stream)
 

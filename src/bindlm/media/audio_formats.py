@@ -48,7 +48,7 @@ _SIGNATURES: tuple[tuple[re.Pattern[bytes], Format], ...] = (
 _FOREIGN: tuple[tuple[re.Pattern[bytes], str], ...] = (
     (re.compile(rb"\xef?\xbb?\xbf?\s*#EXTM3U|\s*\[playlist\]", re.IGNORECASE), "a playlist"),
     (re.compile(rb"v=0\r?\n"), "a session description (SDP)"),
-    (re.compile(rb"MThd"), "a MIDI score, which holds notes and no sound"),
+    (re.compile(rb"MThd"), "a MIDI score (notes)"),
     (re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM.{12}\x28\0\0\0|RIFF.{4}WEBP", re.DOTALL), "a picture"),
     (re.compile(rb"%PDF"), "a PDF document"),
     (re.compile(rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!"), "an archive"),

@@ -98,7 +98,7 @@ def clean_clip_text(text: str) -> str:
 
 def _token_ids(text: str) -> Iterator[list[int]]:
     """The ids of each piece of `text` in turn."""
-    import regex  # type: ignore[import-untyped]
+    import regex
 
     bpe, symbols = _vocabulary()
     special = {_START: [START_ID], _END: [END_ID]}

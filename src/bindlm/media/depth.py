@@ -79,7 +79,7 @@ def load_depth(
     numbers = load_measured(source, medium, limits, allow_url)
     if numbers is None:
         raise medium.error(
-            "it is a picture in colour or of a format without measured numbers",
+            "it is neither a PNG or TIFF of one channel nor an .npy file",
             "Give depth as PNG of 16 bits in millimetres, or as .npy or TIFF of floats in metres",
         )
     return _to_metres(numbers, DepthEncoding(encoding) if encoding else _encoding_of(numbers, medium), medium)

@@ -46,6 +46,8 @@ def read_table(data: bytes, medium: Medium, *, max_rows: int) -> ImuTable:
     """
     if b"\0" in data[:_MAX_LINE]:
         raise medium.error("it is a binary file, neither text nor .npy", _CURE)
+    if max(data.count(b"\n"), data.count(b"\r")) > max_rows + _MAX_COMMENTS + _MAX_BLANK:
+        raise _too_many_rows(medium, max_rows)  # parsing takes 3 s a million
     stream = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", errors="strict", newline=None)
     try:
         lines = _Lines(stream, medium, max_rows)
@@ -78,8 +80,10 @@ class _Lines:
         self._first, self.first_line = first, self.line
         self.num_columns = len(first.split(self.delimiter))
         if not _are_numbers(first.split(self.delimiter)) or self.num_columns > _MAX_COLUMNS:
-            shown = printable(first.strip()[:60])
-            raise medium.error(f"line {self.line} is no row of numbers: {shown!r}", _CURE)
+            shown = (
+                f"no row of numbers: '{printable(first.strip()[:60])}'" if first else "where it ends, without numbers"
+            )
+            raise medium.error(f"line {self.line} is {shown}", _CURE)
 
     def __iter__(self) -> Iterator[str]:
         num_rows, num_blank, line = 0, 0, self._first
@@ -90,9 +94,7 @@ class _Lines:
             else:
                 num_blank += 1
             if num_rows > self._max_rows:
-                raise self._medium.error(
-                    f"it has more than {self._max_rows} rows", "Give a part of it, or raise ImuLimits(max_samples=...)"
-                )
+                raise _too_many_rows(self._medium, self._max_rows)
             if num_blank > _MAX_BLANK:
                 raise self._medium.error("it has many blank lines", "Remove them")
             line = self._read()
@@ -147,6 +149,10 @@ def _named_channels(names: list[str]) -> list[int] | None:
             found.setdefault(match[1][0] + match[2], i)
     wanted = ["ax", "ay", "az", "gx", "gy", "gz"]
     return [found[channel] for channel in wanted] if set(wanted) <= set(found) else None
+
+
+def _too_many_rows(medium: Medium, max_rows: int) -> MediaError:
+    return medium.error(f"it has more than {max_rows} rows", "Give a part of it, or raise ImuLimits(max_samples=...)")
 
 
 def _are_numbers(fields: list[str]) -> bool:

@@ -23,6 +23,8 @@ from bindlm.media.source import describe, read_bytes
 MEASURED_LIMITS = ImageLimits(max_pixels=16_000_000)
 """Four times what the largest common depth or thermal cameras give; at 4 to 8 bytes a pixel, 64 to 128 MB a copy."""
 
+_MEASURING_FORMATS = (b"\x89PNG\r\n\x1a\n", b"II*\0", b"II+\0", b"MM\0*", b"MM\0+")
+"""First bytes of PNG and TIFF; the other formats have 8 bits, or are not met with measurements."""
 _PHOTOMETRIC = 262
 _WHITE_IS_ZERO = 0
 
@@ -49,7 +51,7 @@ def load_measured(
         allow_url: Whether addresses of the web are fetched.
 
     Returns:
-        None where it is an ordinary picture, in colour or of another format, that has no measured numbers to give.
+        None where it is something else: a picture in colour or of another format, or no picture at all.
 
     Raises:
         MediaError: It cannot be read, is damaged, of another shape or type, or out of bounds.
@@ -64,9 +66,9 @@ def load_measured(
     data = read_bytes(source, medium, max_bytes=limits.max_bytes, allow_url=allow_url)
     if data.startswith(npy.MAGIC):
         return _check_array(npy.read_npy(data, medium), medium, limits)
-    format_name = sniff(data, medium)
-    if format_name not in ("PNG", "TIFF"):
+    if not data.startswith(_MEASURING_FORMATS):
         return None
+    format_name = sniff(data, medium)
     check_structure(format_name, data, medium, limits)
     opener = PngImagePlugin.PngImageFile if format_name == "PNG" else TiffImagePlugin.TiffImageFile
     with decoder_errors(medium):

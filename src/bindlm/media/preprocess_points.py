@@ -73,8 +73,9 @@ def preprocess_points(points: np.ndarray, config: PointPreprocessConfig = PointP
             "points[np.isfinite(points).all(axis=1)]."
         )
     sampled = _sampled(points, config)  # (num_points, 3)
-    centred = sampled - sampled.mean(axis=0)
-    radius = np.sqrt((centred * centred).sum(axis=1)).max()
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below
+        centred = sampled - sampled.mean(axis=0)
+        radius = np.sqrt((centred * centred).sum(axis=1)).max()
     if not 0 < radius < np.inf:
         raise MediaError(
             "Cannot preprocess points so near to each other or so far. Scale them to a radius of about 1."

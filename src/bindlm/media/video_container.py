@@ -8,11 +8,8 @@ from collections.abc import Iterator
 from bindlm.errors import MediaError
 from bindlm.media.names import Medium
 
-FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif,h264,hevc,m4v,mpegvideo,ivf,yuv4mpegpipe"
-)
-"""FFmpeg's demuxers that may open a file. Those that follow addresses (hls, dash, concat, sdp, rtsp ...) are not among
-them: an SDP text given as bytes would bind a UDP port."""
+_MP4 = "mov,mp4,m4a,3gp,3g2,mj2"
+_OTHERS = "matroska,webm,avi,mpegts,mpeg,flv,ogg,asf,gif,h264,hevc,m4v,mpegvideo,ivf,yuv4mpegpipe"
 
 CODECS = frozenset(
     {
@@ -25,7 +22,27 @@ CODECS = frozenset(
 
 _MAX_TABLE_ENTRIES = 8_000_000
 """Samples that the tables of an MP4 file may name together: FFmpeg takes 24 bytes for each while it opens the file."""
-_CONTAINERS = frozenset({b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf"})
+_MAX_SOUND_ENTRIES = 40_000_000
+"""The same for samples of sound that are all of one size: plain PCM, of which this is 14 minutes at 48 kHz. FFmpeg
+reads it by chunks and takes nothing for each sample, but whether it will cannot be told from here."""
+_FIRST_BOXES = frozenset(
+    {
+        b"ftyp",
+        b"moov",
+        b"mdat",
+        b"free",
+        b"skip",
+        b"wide",
+        b"pnot",
+        b"moof",
+        b"styp",
+        b"sidx",
+        b"uuid",
+        b"junk",
+        b"pdin",
+    }
+)
+_TABLE_OR_HANDLER = re.compile(rb"stsz|stz2|trun|cmov|hdlr")
 _MAX_BOXES = 200_000
 
 _FOREIGN: tuple[tuple[re.Pattern[bytes], str], ...] = (
@@ -75,53 +92,65 @@ def unknown(data: bytes, medium: Medium) -> MediaError:
     return medium.error("it is in no known video format", _CONVERT)
 
 
+def formats(data: bytes) -> str:
+    """FFmpeg's demuxers that may open `data`, as its option `format_whitelist`.
+
+    Those that follow addresses (hls, dash, concat, sdp, rtsp ...) are never among them: an SDP text given as bytes
+    would bind a UDP port. The one for MP4 is left out where `check_structure` did not look, lest FFmpeg finds an MP4
+    file behind a strange beginning.
+    """
+    return f"{_MP4},{_OTHERS}" if _looks_like_mp4(data) else _OTHERS
+
+
+def _looks_like_mp4(data: bytes) -> bool:
+    return data[4:8] in _FIRST_BOXES
+
+
 def check_structure(data: bytes, medium: Medium) -> None:
     """Refuse an MP4 file whose tables name more samples than its bytes could hold.
 
-    A table may state a count without listing anything: a file of 1 kB could have FFmpeg fill gigabytes.
+    A table may state a count without listing anything: a file of 1.6 kB that states 20 million has FFmpeg fill 1.4 GB,
+    before a limit can be asked. FFmpeg takes tables from almost any box, so all but the pictures is searched for them.
 
     Raises:
-        MediaError: The tables lie.
+        MediaError: The tables lie, or are compressed.
     """
-    if data[4:8] not in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp", b"sidx"):
+    if not _looks_like_mp4(data):
         return
-    bound = min(len(data), _MAX_TABLE_ENTRIES)
-    total, is_sound, is_field = 0, False, memoryview(data)
-    for kind, begin, end in _boxes(data, 0, len(data), medium):
-        body = is_field[begin:end]
-        if kind == b"hdlr" and len(body) >= 12:
-            is_sound = bytes(body[8:12]) == b"soun"
-        elif kind == b"trak":
-            is_sound = False
-        elif kind in (b"stsz", b"stz2") and len(body) >= 12:
-            # Plain PCM states one size for millions of samples; FFmpeg reads it by chunks, so nothing is filled.
-            if kind == b"stsz" and int.from_bytes(body[4:8], "big") and not is_sound:
-                total += int.from_bytes(body[8:12], "big")
-        elif kind == b"trun" and len(body) >= 8:
-            total += int.from_bytes(body[4:8], "big")
-        if total > bound:
-            raise damaged(medium)
-
-
-def _boxes(data: bytes, begin: int, end: int, medium: Medium) -> Iterator[tuple[bytes, int, int]]:
-    """`(kind, begin, end)` of the body of every box, those inside others included, in the order of the file."""
-    stack, count = [(begin, end)], 0
-    while stack:
-        position, stop = stack.pop()
-        if position + 8 > stop:
+    total = total_sound = 0
+    for kind, begin, end in _boxes(data):
+        if kind == b"mdat":
             continue
+        is_sound = False
+        for match in _TABLE_OR_HANDLER.finditer(data, begin, end):
+            body = match.end() + (8 if data[match.start() - 4 : match.start()] == b"\0\0\0\1" else 0)
+            first, second = (int.from_bytes(data[at : at + 4], "big") for at in (body + 4, body + 8))
+            if match[0] == b"hdlr":
+                is_sound = data[body + 8 : body + 12] == b"soun"
+            elif match[0] == b"cmov":
+                raise medium.error("its index is compressed, which is not read", _CONVERT)
+            elif match[0] == b"trun":
+                total += first
+            elif match[0] == b"stsz" and first and is_sound:
+                total_sound += second
+            else:
+                total += second
+            if total > min(len(data), _MAX_TABLE_ENTRIES) or total_sound > min(len(data), _MAX_SOUND_ENTRIES):
+                raise damaged(medium)
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """`(kind, begin, end)` of the body of every outermost box."""
+    position, count = 0, 0
+    while position + 8 <= len(data):
         size, kind, header = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8], 8
         if size == 1:
             size, header = int.from_bytes(data[position + 8 : position + 16], "big"), 16
         elif size == 0:
-            size = stop - position
-        if size < header:
-            continue  # what follows cannot be read; FFmpeg gives up here, too
+            size = len(data) - position
         count += 1
-        if count > _MAX_BOXES:
-            raise damaged(medium)
-        inner = (position + header, min(position + size, stop))
-        stack.append((position + size, stop))
-        if kind in _CONTAINERS:
-            stack.append(inner)
-        yield kind, *inner
+        if size < header or count > _MAX_BOXES:
+            yield b"", position, len(data)  # the rest in one
+            return
+        yield kind, position + header, min(position + size, len(data))
+        position += size

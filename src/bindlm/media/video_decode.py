@@ -24,7 +24,7 @@ import numpy as np
 
 from bindlm.errors import MediaError
 from bindlm.media.names import Medium
-from bindlm.media.video_container import CODECS, FORMATS, check_structure, damaged, no_picture, unknown
+from bindlm.media.video_container import CODECS, check_structure, damaged, formats, no_picture, unknown
 from bindlm.media.video_limits import VideoLimits
 from bindlm.media.video_sampling import Timeline
 
@@ -38,7 +38,7 @@ _THREADED_PIXELS = 500_000
 """Smaller frames are decoded by one thread: more would cost more than they save."""
 _DEFAULT_RATE = Fraction(25)
 """Frames a second of a raw stream that states none, as FFmpeg takes it."""
-_UNSORTED = ("mpegts", "mpeg")
+_BROADCAST = ("mpegts", "mpeg")
 """Formats made for broadcasting, which begin and break anywhere: a mark of damage on a packet is no news there."""
 
 Pick = Callable[[Timeline], np.ndarray]
@@ -141,7 +141,7 @@ def _opened(data: bytes, medium: Medium, limits: VideoLimits) -> Iterator[tuple[
     from av.stream import Disposition
 
     options = {
-        "format_whitelist": FORMATS,
+        "format_whitelist": formats(data),
         "protocol_whitelist": "pipe",
         # Opening alone would decode the first frames, of any codec and size, before either can be asked for. With no
         # decoder allowed, the headers and parsers tell enough; our own decoder is made below, within limits.
@@ -195,7 +195,7 @@ def _packets_of(container: InputContainer, track: VideoStream) -> Iterator[Any]:
 def _list_packets(data: bytes, medium: Medium, limits: VideoLimits) -> _Packets:
     packets = _Packets()
     with _opened(data, medium, limits) as (container, track):
-        is_strict = container.format.name not in _UNSORTED
+        is_strict = container.format.name not in _BROADCAST
         packets.tick_s = Fraction(track.time_base or 1)
         packets.rate = Fraction(track.average_rate or track.guessed_rate or _DEFAULT_RATE)
         least = most = None

@@ -19,7 +19,7 @@ class VideoLimits:
     """
 
     max_bytes: int = 512 * _MEBIBYTE
-    """Size of the file, of the bytes given, of the body of a web answer, or of an array."""
+    """Size of the file, of the bytes given, or of the body of a web answer."""
     max_pixels: int = 9_500_000
     """Width times height of one frame; the default takes 4K (4096 x 2304)."""
     max_side: int = 16_384

@@ -1,5 +1,29 @@
-"""The joint space: mixing embeddings and pulling them toward known ones."""
+"""The joint space: mixing embeddings, naming them, searching among them, and pulling them toward known ones."""
 
 from bindlm.space.cache import CacheWeighting, VisualCache, VisualCacheConfig
+from bindlm.space.index import EmbeddingIndex, FileStamp, Hit, IndexEntry, UnreadableEntry
+from bindlm.space.mix import MixForm, arithmetic, mix_embeddings, share_weights
+from bindlm.space.plot import plot_embeddings, project_2d
+from bindlm.space.zero_shot import DEFAULT_TEMPLATES, TEMPLATE_SETS, class_embeddings, classify, templates_for
 
-__all__ = ["CacheWeighting", "VisualCache", "VisualCacheConfig"]
+__all__ = [
+    "DEFAULT_TEMPLATES",
+    "TEMPLATE_SETS",
+    "CacheWeighting",
+    "EmbeddingIndex",
+    "FileStamp",
+    "Hit",
+    "IndexEntry",
+    "MixForm",
+    "UnreadableEntry",
+    "VisualCache",
+    "VisualCacheConfig",
+    "arithmetic",
+    "class_embeddings",
+    "classify",
+    "mix_embeddings",
+    "plot_embeddings",
+    "project_2d",
+    "share_weights",
+    "templates_for",
+]
