@@ -8,11 +8,12 @@ update = update_index("photos", embedder)
 update.index.search(embedder.embed(image="cat.jpg"))  # [[Hit(key='2024/tabby.jpg', modality='image', score=0.93)]]
 """
 
+import contextlib
 import hashlib
 import os
 import stat
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +32,9 @@ INDEX_NAME = ".bindlm-index"
 
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "image": tuple(".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .tif .tiff .pbm .pgm .ppm .pnm .mpo".split()),
-    "audio": tuple(".wav .wave .flac .mp3 .ogg .oga .opus .m4a .aac .aif .aiff .aifc .au .caf .wma .ac3 .mka".split()),
+    "audio": tuple(
+        ".wav .wave .w64 .flac .mp3 .ogg .oga .opus .m4a .aac .aif .aiff .aifc .au .caf .wma .amr .mka".split()
+    ),
     "video": tuple(".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .wmv .flv .3gp .ogv .mts .m2ts".split()),
     "point": tuple(".ply .pcd .xyz .pts .off .obj .stl .glb".split()),
 }
@@ -337,7 +340,9 @@ class _Update:
         # As paths: a text could be taken for an address, if a folder is called so.
         sources = (Path(file.path) for file in files)
         results = embedder.stream(files[0].modality, sources, batch_size=batch_size, workers=workers)
-        with tqdm(
+        closing = contextlib.closing(results) if isinstance(results, Generator) else contextlib.nullcontext()
+        # Closed on Ctrl-C too, or files already waiting for a thread would still be decoded.
+        with closing, tqdm(
             total=len(files), desc=f"bindlm: {files[0].modality}", unit="file", leave=False,
             disable=None if progress else True,
         ) as bar:  # fmt: skip

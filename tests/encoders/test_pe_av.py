@@ -215,6 +215,7 @@ def test_some_modalities_on_request(joint_folder: Path) -> None:
     video = from_folder(joint_folder, modalities=["video"])
     assert video.modalities == ("video",)
     assert video.model.config.model_type == "pe_video"
+    assert from_folder(joint_folder, modalities=["text"]).modalities == ("text",)
     assert from_folder(joint_folder, modalities=["text", "audio"]).modalities == ("audio", "text")
 
 
@@ -231,7 +232,7 @@ def test_a_folder_of_sound_alone_loads(tmp_path: Path) -> None:
 
 
 def test_folders_and_settings_that_make_no_encoder_are_refused(joint_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+    with pytest.raises(CheckpointError, match=r"config\.json is missing or no JSON"):
         PeAudioVideoEncoder.from_folder(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(CheckpointError, match="expected one of pe_audio_video"):

@@ -60,7 +60,7 @@ def contained(format_name: str, codec: str, rate: int) -> bytes:
         with av.open(buffer, "w", format=format_name) as container:
             stream = container.add_stream(codec, rate=rate, layout="mono")
             frame = av.AudioFrame.from_ndarray((STEREO[:1] * 32_767).astype(np.int16), format="s16", layout="mono")
-            frame.sample_rate = RATE
+            frame.sample_rate, frame.pts = RATE, 0
             form = stream.codec_context.format
             resampler = av.AudioResampler(form.name if form else "fltp", "mono", rate, frame_size=1_024)
             for part in resampler.resample(frame):  # less than a last frame is left out

@@ -18,7 +18,7 @@ from bindlm.media.names import Medium
 from .bad_audio import SDP, cases
 
 
-def test_every_bad_sound_is_refused(tmp_path):
+def test_every_bad_sound_is_refused(tmp_path, capfd):
     calls = cases(tmp_path)
     assert len(calls) == len({name for name, _ in calls}) >= 40
     for name, call in calls:
@@ -30,6 +30,7 @@ def test_every_bad_sound_is_refused(tmp_path):
         assert "secret" not in str(caught.value), name
         assert caught.value.__suppress_context__ or caught.value.__context__ is None, name
         assert time.process_time() - begin < 2, name
+    assert capfd.readouterr().err == ""  # no decoder speaks for itself
 
 
 def is_bound(port: int) -> bool:

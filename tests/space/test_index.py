@@ -11,9 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bindlm.checkpoints.state import sha256_of
 from bindlm.errors import CheckpointError, ConfigError
-from bindlm.space.index import EmbeddingIndex, FileStamp, IndexEntry, UnreadableEntry
+from bindlm.space.index import EmbeddingIndex, FileStamp, IndexEntry, UnreadableEntry, checksum
 
 from ..tiny import unit_rows
 
@@ -108,6 +107,16 @@ def test_updates_drop_add_replace_and_leave_the_old_index_alone() -> None:
     assert other.restamped({"new": FileStamp(5, 6)}).entries[2].stamp == FileStamp(5, 6)
 
 
+def test_an_update_of_no_row_searches_the_same_mapped_file(tmp_path: Path) -> None:
+    index_of().save(tmp_path / "index")
+    index = EmbeddingIndex.load(tmp_path / "index")
+    same = index.restamped({"1.x": FileStamp(5, 6)}).updated(drop=["none"], unreadable=[], version="2")
+    assert same._faiss is index._faiss is not None
+    changed = index.updated(drop=["3.x"])
+    assert changed._faiss is None
+    assert "3.x" not in [hit.key for hit in changed.search(index.vectors[3], 30)[0]]
+
+
 # --- what is not whole ---
 
 
@@ -125,31 +134,31 @@ def edit(**changes: object) -> Callable[[Path], None]:
 
 
 def foreign_faiss(folder: Path) -> None:
-    """Another kind of index of the right size, with the hash that fits: FAISS would take it."""
+    """Another kind of index of the right size, with the checksum that fits: FAISS would take it."""
     import faiss
 
     index = faiss.IndexFlatL2(8)
     index.add(unit_rows(30, 8).numpy())
     faiss.write_index(index, str(folder / "index.faiss"))
-    refresh_hashes(folder)
+    refresh_checksums(folder)
 
 
 def huge_faiss(folder: Path) -> None:
     data = bytearray((folder / "index.faiss").read_bytes())
     data[8:16] = (2**40).to_bytes(8, "little")
     (folder / "index.faiss").write_bytes(data)
-    refresh_hashes(folder)
+    refresh_checksums(folder)
 
 
 def fewer_vectors(folder: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"vectors": unit_rows(29, 8)}, folder / "vectors.safetensors")
-    refresh_hashes(folder)
+    refresh_checksums(folder)
 
 
-def refresh_hashes(folder: Path) -> None:
-    edit(files={name: sha256_of(folder / name) for name in ("vectors.safetensors", "index.faiss")})(folder)
+def refresh_checksums(folder: Path) -> None:
+    edit(files={name: checksum(folder / name) for name in ("vectors.safetensors", "index.faiss")})(folder)
 
 
 FAULTS: dict[str, Callable[[Path], None]] = {

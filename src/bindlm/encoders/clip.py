@@ -8,7 +8,6 @@ licences of their own: OpenAI's CLIP under MIT, SigLIP and SigLIP 2 under Apache
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +20,7 @@ from torch import Tensor
 from bindlm.checkpoints.quiet import quiet_transformers
 from bindlm.encoders.base import JointEncoder
 from bindlm.encoders.chosen import choose_modalities
+from bindlm.encoders.hosted import one_line, token_ids
 from bindlm.errors import CheckpointError, ConfigError
 
 CLIP_FAMILIES = ("clip", "metaclip_2", "siglip", "siglip2", "align")
@@ -31,11 +31,6 @@ _NUM_ALIGN_TOKENS = 64
 """ALIGN was trained with this many, though its positions would reach further."""
 _NUM_SHAPE_COLUMNS = 2
 """Columns behind the pixels of a NaFlex patch: rows and columns of the picture's grid of patches."""
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
-
-_TOKENIZING = threading.Lock()
-"""A tokenizer of Rust must not be used from two threads while one of them sets its padding ("Already borrowed")."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ class ClipEncoder(JointEncoder):
         try:
             model_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         except Exception as error:  # whatever the strict configs of transformers raise
-            raise ConfigError(f"ClipEncoderConfig.model makes no model of transformers: {_one_line(error)}.") from None
+            raise ConfigError(f"ClipEncoderConfig.model makes no model of transformers: {one_line(error)}.") from None
         self._set_up(config, AutoModel.from_config(model_config))
 
     def _set_up(self, config: ClipEncoderConfig, model: Any) -> None:
@@ -208,7 +203,7 @@ class ClipEncoder(JointEncoder):
         if modality == "text":
             from bindlm.media.text import load_text
 
-            return self._tokens("" if source == "" else load_text(source))
+            return token_ids(self._folder(), "" if source == "" else load_text(source), self.max_tokens)
         from bindlm.media.image import load_image
 
         image = load_image(source, allow_url=allow_url)
@@ -218,14 +213,6 @@ class ClipEncoder(JointEncoder):
             return pixels
         grid = given["spatial_shapes"][0].float().expand(pixels.shape[0], _NUM_SHAPE_COLUMNS)
         return torch.cat([pixels, grid], dim=1)  # (N, patch * patch * 3 + 2)
-
-    def _tokens(self, text: str) -> Tensor:
-        tokenizer = _tokenizer(self._folder())
-        with _TOKENIZING:
-            given = tokenizer(
-                text, padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
-            )
-        return given["input_ids"][0]
 
     def _folder(self) -> str:
         if self.config.folder is None:
@@ -267,29 +254,3 @@ def _image_processor(folder: str) -> Any:
         raise ConfigError(
             f"{folder} holds no picture processor that works without torchvision; get its preprocessor_config.json."
         ) from None
-
-
-@lru_cache(maxsize=8)
-def _tokenizer(folder: str) -> Any:
-    from transformers import AutoTokenizer
-
-    # Asked here, since from a folder without any, transformers 5 makes an empty tokenizer and says nothing.
-    if not any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES):
-        raise ConfigError(f"{folder} holds no tokenizer; get its tokenizer.json and tokenizer_config.json.")
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except ImportError:
-        raise ConfigError(
-            f"The tokenizer of {folder} needs a package that is not installed; SigLIP (not SigLIP 2) needs "
-            "sentencepiece: pip install sentencepiece."
-        ) from None
-    except Exception:
-        raise ConfigError(f"The tokenizer of {folder} cannot be read; get its tokenizer.json again.") from None
-    if tokenizer.pad_token_id is None:
-        raise ConfigError(f"The tokenizer of {folder} names no padding token; get its tokenizer_config.json again.")
-    return tokenizer
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300].rstrip(".")

@@ -22,7 +22,7 @@ from bindlm.encoders.imagebind_towers import Trunk, build_head, build_stem
 from bindlm.encoders.licences import tell_licence
 from bindlm.errors import ConfigError
 
-__all__ = ["ImageBindConfig", "ImageBindEncoder", "expected_shapes", "from_mapped", "from_official", "imagebind_huge"]
+__all__ = ["ImageBindConfig", "ImageBindEncoder", "expected_shapes", "from_mapped", "from_official", "imagebind_huge", "load"]
 
 _INITIAL_SCALES = {"text": 1 / 0.07, "audio": 20.0, "depth": 5.0, "thermal": 10.0, "imu": 5.0}
 _TERMS = "weights under CC BY-NC-SA 4.0, for research and not for commercial use"
@@ -211,6 +211,13 @@ def from_official(
         ConfigError: impossible sizes or senses.
     """
     return from_mapped(open_mapped(path), config=config, modalities=modalities, dtype=dtype)
+
+
+def load(
+    path: str | os.PathLike[str], *, modalities: Sequence[str] | None = None, dtype: torch.dtype | None = None
+) -> ImageBindEncoder:
+    """`from_official` at the published sizes."""
+    return from_official(path, modalities=modalities, dtype=dtype)
 
 
 def from_mapped(

@@ -7,7 +7,6 @@ weights made from it suit your purpose. This package brings no weights.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -20,7 +19,9 @@ from torch import Tensor, nn
 from bindlm.checkpoints.mapped import MappedState, open_mapped
 from bindlm.encoders.base import JointEncoder
 from bindlm.encoders.chosen import choose_modalities
+from bindlm.encoders.hosted import read_json
 from bindlm.encoders.languagebind_config import (
+    LANGUAGEBIND_SENSES,
     LanguageBindConfig,
     LanguageBindTextConfig,
     parse_official_config,
@@ -34,12 +35,16 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
 _PathLike = str | os.PathLike[str]
+
+MODEL_TYPES = tuple(f"LanguageBind{sense.title()}" for sense in LANGUAGEBIND_SENSES)
+"""Values of `model_type` in the published config.json."""
+
 _PUBLISHED_WIDTHS = (768, 1024)
 _TERMS = "published under MIT, but trained on VIDAL-10M, which is under CC BY-NC 4.0, not for commercial use"
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _SAME_TEXT_TOLERANCE = 1e-2
-"""Two text projections that differ by less are the same one in another precision: a bf16 copy of CLIP's, whose
-largest weights are near 0.1, is off by 4e-4 at most; another training is off by several hundredths."""
+"""Two text projections whose weights all differ by less are the same one, perhaps in another precision: bf16 moves a
+weight of 1 by 4e-3 at most."""
 
 
 class LanguageBindEncoder(JointEncoder):
@@ -225,7 +230,7 @@ class _Source:
 
     def __init__(self, folder: Path, sense: str | None) -> None:
         path = folder / "config.json"
-        official = _read_json(path)
+        official = read_json(path)
         self.sense = sense_of(official, path)
         if sense not in (None, self.sense):
             raise CheckpointError(f"{path} is for {self.sense}, but was given for {sense!r}")
@@ -241,18 +246,6 @@ def _open_sources(folders: _PathLike | Mapping[str, _PathLike]) -> list[_Source]
             raise ConfigError("from_official needs at least one folder, got none.")
         return [_Source(Path(folder), sense) for sense, folder in folders.items()]
     return [_Source(Path(folders), None)]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; give the folder of a published checkpoint") from None
-    except (OSError, ValueError, RecursionError):
-        raise CheckpointError(f"{path} is unreadable or no JSON; get it again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no settings; get it again")
-    return content
 
 
 def _weights_in(folder: Path) -> Path:

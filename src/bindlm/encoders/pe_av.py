@@ -8,7 +8,6 @@ load alone. Read the card of the weights for their licence; this package brings 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -22,10 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bindlm.checkpoints.quiet import quiet_transformers
 from bindlm.encoders.base import JointEncoder
 from bindlm.encoders.chosen import choose_modalities
-from bindlm.encoders.clip import _TOKENIZING, _one_line, _tokenizer
+from bindlm.encoders.hosted import one_line, read_json, silent_transformers, token_ids
 from bindlm.errors import CheckpointError, ConfigError
 
 PE_AV_FAMILIES = {
@@ -125,7 +123,9 @@ class PeAudioVideoEncoder(JointEncoder):
 
         super().__init__()
         model_config = _model_config(config)
-        self._set_up(config, AutoModel.from_config(model_config))
+        with silent_transformers():
+            model = AutoModel.from_config(model_config)
+        self._set_up(config, model)
 
     def _set_up(self, config: PeAudioVideoEncoderConfig, model: Any) -> None:
         self.config = config
@@ -146,7 +146,7 @@ class PeAudioVideoEncoder(JointEncoder):
         Args:
             path: the folder.
             dtype: of the weights; None is the file's own.
-            senses: which of "audio" and "video"; None for all that the model has.
+            senses: which of "audio" and "video"; None for all that the model has, () for texts alone.
             text_head: see `PeAudioVideoEncoderConfig`.
 
         Raises:
@@ -156,17 +156,19 @@ class PeAudioVideoEncoder(JointEncoder):
         from transformers import AutoModel
 
         folder = Path(path)
-        official = _read_json(folder / "config.json")
+        official = read_json(folder / "config.json")
         if official.get("model_type") not in PE_AV_FAMILIES:
             known = ", ".join(PE_AV_FAMILIES)
             raise CheckpointError(f"{folder} is of model_type {official.get('model_type')!r}; expected one of {known}")
+        if senses == ():  # the head for texts comes with a sense; sound needs no timm
+            senses = PE_AV_FAMILIES[official["model_type"]][:1]
         config = PeAudioVideoEncoderConfig(model=official, senses=senses, text_head=text_head, folder=str(folder))
         config = replace(config, **_published_media_settings(folder))
         model_config = _model_config(config)
         # A single tower stands in the joint file under a name of its own; the text tower does not.
         mapping = {r"^(audio|video)_model\.": ""} if model_config.model_type != official["model_type"] else None
         try:
-            with quiet_transformers():
+            with silent_transformers():
                 model, found = AutoModel.from_pretrained(
                     folder,
                     config=model_config,
@@ -254,16 +256,7 @@ class PeAudioVideoEncoder(JointEncoder):
 
         if self.config.folder is None:
             raise ConfigError("PeAudioVideoEncoderConfig.folder is None, so there is no tokenizer; give it token ids.")
-        tokenizer = _tokenizer(self.config.folder)
-        with _TOKENIZING:
-            given = tokenizer(
-                load_text(source),
-                padding="max_length",
-                truncation=True,
-                max_length=self.config.max_tokens,
-                return_tensors="pt",
-            )
-        return given["input_ids"][0]
+        return token_ids(self.config.folder, load_text(source), self.config.max_tokens)
 
     def _sound(self, source: Any, allow_url: bool) -> Tensor:
         from bindlm.media.audio import load_audio
@@ -312,7 +305,7 @@ def from_folder(
     """
     wanted = [modalities] if isinstance(modalities, str) else None if modalities is None else list(modalities)
     senses = None if wanted is None else tuple(name for name in wanted if name != "text")
-    encoder = PeAudioVideoEncoder.from_folder(path, dtype, senses or None)
+    encoder = PeAudioVideoEncoder.from_folder(path, dtype, senses)
     encoder.modalities = choose_modalities(encoder, wanted)
     return encoder
 
@@ -333,11 +326,11 @@ def _model_config(config: PeAudioVideoEncoderConfig) -> Any:
             kind = f"pe_{sense}"
         return AutoConfig.for_model(kind, **_with_vision_config(settings))
     except Exception as error:  # whatever the strict configs of transformers raise
-        raise ConfigError(f"PeAudioVideoEncoderConfig.model makes no model: {_one_line(error)}.") from None
+        raise ConfigError(f"PeAudioVideoEncoderConfig.model makes no model: {one_line(error)}.") from None
 
 
 def _with_vision_config(settings: dict[str, Any]) -> dict[str, Any]:
-    """`settings` with a vision tower that is not timm's as an object: of a dictionary transformers makes one of timm."""
+    """`settings` with a vision tower that is not timm's as an object: a dictionary is always taken for one of timm."""
     from transformers import AutoConfig
 
     settings = dict(settings)
@@ -360,7 +353,8 @@ def _needs_timm(settings: Mapping[str, Any], kind: str) -> bool:
 
 def _published_media_settings(folder: Path) -> dict[str, Any]:
     """What the folder's processors state about rate, size and normalisation."""
-    sound, film = _read_json_if_any(folder, "preprocessor_config.json"), {}
+    sound = _read_json_if_any(folder, "preprocessor_config.json")
+    film: dict[str, Any] = {}
     for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
         film = film or _read_json_if_any(folder, name)
     size = film.get("size")
@@ -376,17 +370,7 @@ def _published_media_settings(folder: Path) -> dict[str, Any]:
 
 
 def _read_json_if_any(folder: Path, name: str) -> dict[str, Any]:
-    return _read_json(folder / name) if (folder / name).is_file() else {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        raise CheckpointError(f"{path} is missing or no JSON; give a folder saved by transformers") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no settings; get it again")
-    return content
+    return read_json(folder / name) if (folder / name).is_file() else {}
 
 
 def _is_number(value: object) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from bindlm.checkpoints.mapped import open_mapped
-from bindlm.encoders import imagebind
+from bindlm.encoders import clip, imagebind, languagebind, pe_av, point_bind
 from bindlm.encoders.base import JointEncoder
+from bindlm.encoders.languagebind_config import LANGUAGEBIND_SENSES
 from bindlm.encoders.mini import MiniEncoder, MiniEncoderConfig
 from bindlm.errors import CheckpointError, ConfigError
 
@@ -38,9 +39,26 @@ def _imagebind(modalities: Sequence[str] | None = None, **settings: Any) -> Join
     return imagebind.ImageBindEncoder(settings, modalities)
 
 
+def _point_bind(modalities: Sequence[str] | None = None, **settings: Any) -> JointEncoder:
+    others = tuple(modality for modality in modalities or () if modality != "point")
+    partner = imagebind.ImageBindEncoder(modalities=others) if others else None
+    return point_bind.PointBindEncoder(settings, partner)
+
+
 ENCODER_FAMILIES: dict[str, EncoderFamily] = {
     "mini": EncoderFamily(_mini),
-    "imagebind": EncoderFamily(_imagebind, imagebind.from_official, key_prefixes=("modality_trunks.",)),
+    # before ImageBind, whose towers a Point-Bind file may hold too
+    "point_bind": EncoderFamily(_point_bind, point_bind.load, key_prefixes=("point_trunk.", "point_encoder.")),
+    "imagebind": EncoderFamily(_imagebind, imagebind.load, key_prefixes=("modality_trunks.",)),
+    "languagebind": EncoderFamily(
+        languagebind.build,
+        languagebind.from_official,
+        model_types=tuple(f"LanguageBind{sense.title()}" for sense in LANGUAGEBIND_SENSES),
+    ),
+    "clip": EncoderFamily(
+        clip.build, clip.from_folder, model_types=("clip", "metaclip_2", "siglip", "siglip2", "align")
+    ),
+    "pe_av": EncoderFamily(pe_av.build, pe_av.from_folder, model_types=("pe_audio_video", "pe_audio", "pe_video")),
 }
 """Family name to its row; where a file fits two, the first counts. A new family is one row and one file."""
 

@@ -1,8 +1,8 @@
 """Media in, from anywhere: bounded, checked, and in one plain form.
 
-Each sense has a loader (`load_image`, `load_audio`, ...) that reads files, bytes or arrays under limits, and a function
-that makes of the result what an encoder takes (`preprocess_image`, ...). Whatever is wrong with a medium is one
-`bindlm.MediaError`. Names are resolved on first use, so this package costs nothing to import.
+Each sense has a loader (`load_image`, `load_audio`, ...) that reads files, bytes or arrays under limits, and a
+function that makes of the result what an encoder takes (`preprocess_image`, ...). Whatever is wrong with a medium is
+one `bindlm.MediaError`. Names are resolved on first use, so this package costs nothing to import.
 """
 
 from importlib import import_module

@@ -137,7 +137,7 @@ def _from_array(source: Any, medium: Medium, limits: AudioLimits, rate: Any) -> 
     kind = array.dtype.str[1:]
     array = array.reshape(num_channels, num_samples)
     if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # infinity is refused later, by name
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are refused later, by name
             return array.astype(np.float32), int(rate)
     if kind not in _SCALES:
         raise medium.error(

@@ -96,12 +96,25 @@ class _Blocks:
         return samples, self.rate
 
 
+class _Bytes(io.BytesIO):
+    """Bytes in which a seek to nowhere, as damaged headers ask for, leaves the place as it is, like C's.
+
+    An exception in a callback of libsndfile would not reach us; its traceback would go to stderr.
+    """
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
+
+
 def _decode_soundfile(data: bytes, medium: Medium, limits: AudioLimits) -> tuple[np.ndarray, int] | None:
     """What libsndfile makes of it; None where it makes nothing."""
     import soundfile
 
     try:
-        file = soundfile.SoundFile(io.BytesIO(data))
+        file = soundfile.SoundFile(_Bytes(data))
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError):
         return None
     with file:
@@ -169,7 +182,7 @@ def _numbers(frame: Any) -> np.ndarray | None:
     if not frame.format.is_planar:
         array = array.reshape(-1, num_channels).T
     if packed in ("flt", "dbl"):
-        with np.errstate(over="ignore"):  # infinity is refused later, by name
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are refused later, by name
             return np.array(array, dtype=np.float32)
     scale = _INTEGER_SCALES.get(packed)
     if scale is None:

@@ -35,7 +35,7 @@ def read_pcd(data: bytes, medium: Medium, limits: PointLimits) -> Geometry:
     encoding = header["DATA"][0].lower()
     if encoding == "ascii":
         starts = list(accumulate(counts, initial=0))
-        lines = text_lines(body, medium)
+        lines = text_lines(body, medium, 2 * limits.max_points)
         if len(lines) != num_points:
             raise damaged(medium, "PCD")
         return Geometry(columns(lines, [starts[names.index(axis)] for axis in "xyz"]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass, field
+from struct import Struct, unpack_from
 
 import numpy as np
 
@@ -85,7 +87,7 @@ def _read_header(data: bytes, medium: Medium) -> tuple[str, list[_Element], int]
 def _read_text(
     body: bytes, _byte_order: str, elements: list[_Element], medium: Medium, limits: PointLimits
 ) -> Geometry:
-    lines = text_lines(body, medium)
+    lines = text_lines(body, medium, 2 * (limits.max_points + limits.max_faces))
     row = 0
     vertices, faces = np.empty((0, 3)), None
     for element in elements:
@@ -182,22 +184,29 @@ def _read_unlike(
     medium: Medium, limits: PointLimits,
 ) -> np.ndarray:  # fmt: skip
     """Triangles `(F, 3)` of polygons of different sizes."""
-    triangles: list[np.ndarray] = []
-    total = 0
-    kinds = [(name, np.dtype(kind), np.dtype(entry) if entry else None) for name, kind, entry in fields]
+    corners = array("q")
+    kinds = [(name, Struct(_struct(kind)), entry) for name, kind, entry in fields]
     for _ in range(count):
         for name, kind, entry in kinds:
-            if offset + kind.itemsize > len(body):
+            if offset + kind.size > len(body):
                 raise damaged(medium, "PLY")
-            length = int(np.frombuffer(body, kind, 1, offset)[0]) if entry else 0
-            offset += kind.itemsize
+            (length,) = kind.unpack_from(body, offset)
+            offset += kind.size
             if entry is None:
                 continue
-            if length < 0 or offset + length * entry.itemsize > len(body):
+            end = offset + length * np.dtype(entry).itemsize
+            if length < 0 or end > len(body):
                 raise damaged(medium, "PLY")
             if name == wanted and length >= 3:
-                total += length - 2
-                limits.check_faces(medium, total)
-                triangles.append(fans(np.frombuffer(body, entry, length, offset).astype(np.int64)[None]))
-            offset += length * entry.itemsize
-    return np.concatenate(triangles) if triangles else np.empty((0, 3), dtype=np.int64)
+                polygon = unpack_from(_struct(entry, length), body, offset)
+                for second, third in zip(polygon[1:], polygon[2:], strict=False):
+                    corners.extend((polygon[0], second, third))
+                if len(corners) > 3 * limits.max_faces:
+                    limits.check_faces(medium, len(corners) // 3)
+            offset = end
+    return np.array(corners, dtype=np.int64).reshape(-1, 3)
+
+
+def _struct(kind: str, count: int = 1) -> str:
+    """A numpy type such as `<u4` in the words of the struct module."""
+    return f"{kind[0]}{count}{np.dtype(kind).char.replace('l', 'i').replace('L', 'I')}"

@@ -9,9 +9,9 @@ from torch import Tensor
 _FAR = 1e10
 """Squared distance to the nothing chosen yet: the released value, so that clouds wider than 1e5 come out alike."""
 
-_CHUNK_VALUES = 1 << 16
-"""Points walked through together. Measured on one core with 64 x 8192 points: 64 Ki values, which stay in the cache,
-take half the time of the whole batch at once."""
+_CHUNK_VALUES = 1 << 19
+"""Points walked through together on a CPU, which bounds the buffers to 10 MiB. Measured on one core with 64 x 8192
+points and 512 samples: 0.45 s, against 2.3 s cloud by cloud, where starting each operation costs the most."""
 
 
 def farthest_point_indices(
@@ -56,6 +56,8 @@ def _sample(points: Tensor, starts: Tensor, min_squared_norm: float | None, indi
     if min_squared_norm is not None:
         nearest.masked_fill_((x * x + y * y) + z * z <= min_squared_norm, -1.0)  # the minimum below keeps it
     distance, offset = torch.empty_like(x), torch.empty_like(x)
+    # numpy looks at the same memory; its argmax takes a tenth of the time of torch's, and both give the first of ties.
+    on_cpu = nearest.numpy() if nearest.device.type == "cpu" else None
     farthest = torch.empty(len(x), 1, dtype=torch.int64, device=x.device)
     farthest.copy_(starts[:, None])
     for step in range(indices.shape[1]):
@@ -68,4 +70,7 @@ def _sample(points: Tensor, starts: Tensor, min_squared_norm: float | None, indi
         torch.sub(z, z.gather(1, farthest), out=offset).mul_(offset)
         distance.add_(offset)
         torch.minimum(nearest, distance, out=nearest)
-        torch.argmax(nearest, dim=1, keepdim=True, out=farthest)
+        if on_cpu is None:
+            torch.argmax(nearest, dim=1, keepdim=True, out=farthest)
+        else:
+            farthest[:, 0] = torch.from_numpy(on_cpu.argmax(axis=1))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,23 +15,39 @@ from bindlm.media.points_geometry import Geometry, PointLimits, damaged
 _MAX_LINE = 1 << 16
 """Bytes of a line: numpy's reader takes up to 16 times as much memory as the longest."""
 
+_FREE_LINES = 10_000
+"""Lines of comments and blanks that no limit counts."""
+
 _SEPARATORS = bytes.maketrans(b",;\t\r", b"    ")
+_SLASHED = re.compile(rb"/\S*|(?<= ) +")
+"""What "5/1/2" has behind vertex 5, and blanks beyond the first."""
+
 _XYZ_HEADER = re.compile(rb"(//|#)?\s*\"?x\"?\s+\"?y\"?\s+\"?z\b", re.IGNORECASE)
 _OFF_HEADER = re.compile(rb"\s*(ST)?C?N?OFF(?P<counts>.*)")
 
 
-def text_lines(data: bytes, medium: Medium, comment: bytes = b"#") -> list[bytes]:
+def text_lines(data: bytes, medium: Medium, max_lines: int) -> list[bytes]:
     """Lines with content, without comments; commas, semicolons and tabs made blanks.
 
     Raises:
-        MediaError: A NUL, as binary data have, or a line of more than 64 KiB.
+        MediaError: A NUL, as binary data have, more lines than allowed, or one of more than 64 KiB.
     """
     if b"\0" in data:
         raise medium.error("it is neither text nor a known format of points", _formats_cure())
-    lines = [line.partition(comment)[0].strip() for line in data.translate(_SEPARATORS).split(b"\n")]
-    if max(map(len, lines)) > _MAX_LINE:
-        raise medium.error("it has a line of more than 64 KiB", "Write one point a line")
+    num_lines = data.count(b"\n")
+    if num_lines > max_lines:
+        raise medium.error(
+            f"it has {num_lines} lines, more than points and faces within the limits have",
+            "Thin it out, or raise PointLimits(max_points=..., max_faces=...)",
+        )
+    lines = [line.partition(b"#")[0].strip() for line in data.translate(_SEPARATORS).split(b"\n")]
+    _check_line(max(lines, key=len), medium)
     return [line for line in lines if line]
+
+
+def _check_line(line: bytes, medium: Medium) -> None:
+    if len(line) > _MAX_LINE:
+        raise medium.error("it has a line of more than 64 KiB", "Write one point a line")
 
 
 def _formats_cure() -> str:
@@ -77,7 +95,7 @@ def read_xyz(data: bytes, medium: Medium, limits: PointLimits) -> Geometry:
     """Text with x, y, z first in each line; a line of names or, as in PTS, the number of points may come first."""
     if _XYZ_HEADER.match(data.translate(_SEPARATORS).lstrip()):
         data = data.lstrip().partition(b"\n")[2]
-    lines = text_lines(data.replace(b"//", b"#"), medium)
+    lines = text_lines(data.replace(b"//", b"#"), medium, 2 * limits.max_points + _FREE_LINES)
     limits.check_points(medium, len(lines))
     if len(lines) > 1 and lines[0].isdigit():
         number = int(lines[0]) if len(lines[0]) < 20 else 1 << 63
@@ -94,25 +112,38 @@ def read_xyz(data: bytes, medium: Medium, limits: PointLimits) -> Geometry:
 
 def read_obj(data: bytes, medium: Medium, limits: PointLimits) -> Geometry:
     """Wavefront OBJ: `v` and `f` lines; materials, normals, curves and other files named in it are not looked at."""
-    lines = text_lines(data.replace(b"\\\r\n", b" ").replace(b"\\\n", b" "), medium)
-    words = [line[:2] for line in lines]
-    vertex_lines = [line for line, word in zip(lines, words, strict=True) if word == b"v "]
+    data = data.replace(b"\\\r\n", b" ").replace(b"\\\n", b" ")
+    vertex_lines: list[bytes] = []
+    face_lines: list[bytes] = []
+    num_before = array("q")  # vertices above each face
+    for line in io.BytesIO(data):  # one by one: a list of all lines would take ten times the memory of the file
+        words = line.translate(_SEPARATORS).partition(b"#")[0].strip()
+        if words.startswith(b"v "):
+            vertex_lines.append(words)
+        elif words.startswith(b"f "):
+            face_lines.append(_SLASHED.sub(b"", words[2:]))
+            num_before.append(len(vertex_lines))
+        if len(vertex_lines) > limits.max_points or len(face_lines) > limits.max_faces or len(line) > _MAX_LINE:
+            break
+    else:
+        line = b""
+    _check_line(line, medium)
     limits.check_points(medium, len(vertex_lines))
-    limits.check_faces(medium, words.count(b"f "))
+    limits.check_faces(medium, len(face_lines))
     vertices = columns(vertex_lines, (1, 2, 3))
-    seen = np.cumsum([word == b"v " for word in words])
-    at = [row for row, word in enumerate(words) if word == b"f "]
-    if not at:
+    if not face_lines:
         return Geometry(vertices)
-    bare = re.sub(rb"/\S*", b"", b"\n".join(lines[row][2:] for row in at)).split(b"\n")  # "5/1/2" is vertex 5
-    faces, origins = polygon_triangles([b"%d %s" % (len(line.split()), line) for line in bare], medium, limits)
-    before = seen[np.array(at)][origins][:, None]  # a negative index counts back from the vertices so far
+    del vertex_lines
+    faces, origins = polygon_triangles(
+        [b"%d %s" % (line.count(b" ") + 1, line) for line in face_lines], medium, limits
+    )
+    before = np.array(num_before)[origins][:, None]  # a negative index counts back from the vertices so far
     return Geometry(vertices, np.where(faces < 0, faces + before, faces - 1))
 
 
 def read_off(data: bytes, medium: Medium, limits: PointLimits) -> Geometry:
     """Object File Format; ModelNet's files, which forget the line break after OFF, are read too."""
-    lines = text_lines(data, medium)
+    lines = text_lines(data, medium, limits.max_points + limits.max_faces + _FREE_LINES)
     match = _OFF_HEADER.match(lines[0])
     if match is None:
         raise damaged(medium, "OFF")
@@ -129,7 +160,7 @@ def read_off(data: bytes, medium: Medium, limits: PointLimits) -> Geometry:
 
 def read_ascii_stl(data: bytes, medium: Medium, limits: PointLimits) -> Geometry:
     """STL in text: three `vertex` lines a triangle."""
-    lines = [line.lower() for line in text_lines(data, medium)]
+    lines = [line.lower() for line in text_lines(data, medium, 7 * limits.max_faces + _FREE_LINES)]
     if not lines[-1].startswith(b"endsolid"):
         raise damaged(medium, "STL")
     corners = [line for line in lines if line.startswith(b"vertex")]

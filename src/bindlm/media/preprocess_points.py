@@ -17,9 +17,9 @@ class PointPreprocessConfig:
     """Points of the result."""
     start: int = 0
     """Index of the first point taken when a cloud has more; the released code draws it at random."""
-    max_candidates: int = 65_536
+    max_candidates: int = 32_768
     """A cloud of more points is first thinned to as many, by a draw with `seed`: farthest point sampling takes time in
-    proportion, 1 second for these."""
+    proportion, about 1 second for these."""
     seed: int = 0
     """Of that draw."""
 

@@ -100,6 +100,8 @@ def plot_embeddings(
                 _plain(name), (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7, parse_math=False
             )
     axes.set(xlabel="first component", ylabel="second component")
+    axes.set_aspect("equal", adjustable="datalim")  # a distance counts the same in both directions
+    axes.margins(0.15)  # room for names at the edge
     if title:
         axes.set_title(title, parse_math=False)
     axes.legend(frameon=False)
