@@ -22,7 +22,15 @@ from bindlm.encoders.imagebind_towers import Trunk, build_head, build_stem
 from bindlm.encoders.licences import tell_licence
 from bindlm.errors import ConfigError
 
-__all__ = ["ImageBindConfig", "ImageBindEncoder", "expected_shapes", "from_mapped", "from_official", "imagebind_huge", "load"]
+__all__ = [
+    "ImageBindConfig",
+    "ImageBindEncoder",
+    "expected_shapes",
+    "from_mapped",
+    "from_official",
+    "imagebind_huge",
+    "load",
+]
 
 _INITIAL_SCALES = {"text": 1 / 0.07, "audio": 20.0, "depth": 5.0, "thermal": 10.0, "imu": 5.0}
 _TERMS = "weights under CC BY-NC-SA 4.0, for research and not for commercial use"

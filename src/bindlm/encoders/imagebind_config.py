@@ -108,11 +108,11 @@ class ImageBindConfig:
             return cls()
         if isinstance(settings, ImageBindConfig):
             return settings
-        settings = settings.get("config", settings)
-        unknown = set(settings) - {field.name for field in fields(cls)}
+        given: Mapping[str, Any] = settings.get("config", settings)
+        unknown = set(given) - {field.name for field in fields(cls)}
         if unknown:
             raise ConfigError(f"ImageBind has no settings {', '.join(sorted(map(str, unknown)))}.")
-        return cls(**settings)
+        return cls(**given)
 
 
 def imagebind_huge() -> ImageBindConfig:
