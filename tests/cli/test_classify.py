@@ -97,3 +97,23 @@ def test_bad_files_stop_it_unless_skipped(bindlm_command, embedder, tmp_path, re
     assert "left out: " in run.err
     assert bindlm_command("classify", broken, "--labels", "red,blue", "--skip-bad").code == 3
     assert bindlm_command("classify", red, "--labels-file", tmp_path / "none").code == 3
+
+
+def test_the_terms_of_weights_are_shown_once_on_stderr(monkeypatch, capsys):
+    """Warnings of libraries are silenced in a terminal; this one is for the user."""
+    from bindlm import embedding
+    from bindlm.cli.loading import load_embedder
+    from bindlm.encoders import licences
+
+    monkeypatch.setattr(licences, "_told", set())
+
+    def load(*args, **kwargs):
+        licences.tell_licence("ImageBind", "not for commercial use")
+        return type("Loaded", (), {"modalities": ("image",), "name": "x"})()
+
+    monkeypatch.setattr(embedding, "load_embedder", load)
+    load_embedder("weights.pth", ["image"])
+    load_embedder("weights.pth", ["image"])
+    captured = capsys.readouterr()
+    assert captured.err.count("ImageBind: not for commercial use") == 1
+    assert not captured.out

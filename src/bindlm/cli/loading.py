@@ -36,9 +36,15 @@ def load_embedder(reference: str | None, senses: Sequence[str], *, all_towers: b
     if sys.stderr.isatty():
         say(f"loading {reference or 'the mini'}")
     from bindlm.embedding import load_embedder as load
+    from bindlm.encoders.licences import LicenceWarning
 
     try:
-        embedder = load(reference, modalities=None if all_towers else list(senses), progress=True)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", LicenceWarning)
+            embedder = load(reference, modalities=None if all_towers else list(senses), progress=True)
+        for warning in told:
+            if issubclass(warning.category, LicenceWarning):
+                say(str(warning.message))
     except ConfigError as error:
         if missing := [sense for sense in senses if repr(sense) in str(error)]:
             raise ConfigError(f"{error}\n{_cure(missing)}") from error
