@@ -212,7 +212,7 @@ def test_tiny_models_are_what_their_seed_says() -> None:
         ({"cache": {"num_entries": 20, "dim": 8}}, "cache is 8 wide, the encoder 16"),
         ({"cache": {"dim": DIM}}, "BindLMConfig.cache has an unknown setting or lacks one"),
         ({"encoder": {"size": "lite0"}}, "BindLMConfig.encoder has an unknown setting or lacks one"),
-        ({"encoder": {"family": "clip"}}, "Unknown encoder family 'clip'"),
+        ({"encoder": {"family": "nose"}}, "Unknown encoder family 'nose'"),
         ({"lora": {"r": 2, "target_modules": ["nowhere"]}}, "LoRA settings"),
     ],
 )

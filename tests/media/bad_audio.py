@@ -14,7 +14,7 @@ import soundfile
 
 from bindlm.media.audio import Audio, load_audio
 from bindlm.media.audio_limits import AudioLimits
-from bindlm.media.preprocess_audio import preprocess_audio, preprocess_audio_crops
+from bindlm.media.audio_preprocess import preprocess_audio, preprocess_audio_crops
 
 SDP = (
     b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n"

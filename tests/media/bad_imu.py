@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from bindlm.media.imu import load_imu
-from bindlm.media.preprocess_imu import preprocess_imu
+from bindlm.media.imu_preprocess import preprocess_imu
 
 from .nasty_sources import Case, nasty_npy, nasty_sources
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from bindlm.errors import ConfigError, MediaError
 from bindlm.media.audio import Audio, load_audio
-from bindlm.media.log_mel import log_mel, num_frames
-from bindlm.media.preprocess_audio import (
+from bindlm.media.audio_preprocess import (
     AudioCropsConfig,
     AudioPreprocessConfig,
     _crop_starts,
@@ -20,6 +19,7 @@ from bindlm.media.preprocess_audio import (
     preprocess_audio,
     preprocess_audio_crops,
 )
+from bindlm.media.log_mel import log_mel, num_frames
 from bindlm.media.resample import resample
 
 from ..golden import GOLDEN, golden

@@ -15,7 +15,7 @@ from bindlm.errors import ConfigError, MediaError
 from bindlm.media import ImageLimits
 from bindlm.media.clip_image import CLIP_MEAN, CLIP_STD
 from bindlm.media.depth import DepthEncoding, load_depth
-from bindlm.media.preprocess_depth import (
+from bindlm.media.depth_preprocess import (
     DepthPreprocessConfig,
     MetricDepthPreprocessConfig,
     preprocess_depth,

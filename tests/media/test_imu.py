@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bindlm.errors import ConfigError, MediaError
 from bindlm.media.imu import Imu, ImuLimits, load_imu
-from bindlm.media.preprocess_imu import ImuPreprocessConfig, preprocess_imu
+from bindlm.media.imu_preprocess import ImuPreprocessConfig, preprocess_imu
 
 from . import bad_imu
 from .nasty_sources import npy

@@ -53,7 +53,7 @@ def test_the_package_imports_nothing_heavy(run_python):
         "assert set(bindlm.media.__all__) <= set(dir(bindlm.media))\n"
         "assert not {'PIL', 'numpy', 'torch'} & set(sys.modules)\n"
         "for name in bindlm.media.__all__: assert getattr(bindlm.media, name).__doc__\n"
-        "assert not {'torch', 'transformers'} & set(sys.modules)\n"
+        "assert 'transformers' not in sys.modules\n"  # torch is: sound and film are tensors
         "assert not hasattr(bindlm.media, 'nothing')\n"
     )
     run_python(script)

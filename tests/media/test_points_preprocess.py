@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bindlm.errors import ConfigError, MediaError
+from bindlm.media.points_preprocess import PointPreprocessConfig, preprocess_points
 from bindlm.media.points_sampling import farthest_point_indices
-from bindlm.media.preprocess_points import PointPreprocessConfig, preprocess_points
 
 from ..golden import golden
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from bindlm.errors import ConfigError, MediaError
-from bindlm.media import preprocess_video as module
-from bindlm.media.preprocess_video import VideoPreprocessConfig, preprocess_video
+from bindlm.media import video_preprocess as module
 from bindlm.media.video import Video, VideoSampling, load_video
+from bindlm.media.video_preprocess import VideoPreprocessConfig, preprocess_video
 
 from ..golden import GOLDEN, golden
 

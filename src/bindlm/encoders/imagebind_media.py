@@ -39,8 +39,8 @@ def _image(source: Any, config: ImageBindConfig, allow_url: bool) -> Tensor:
 
 
 def _video(source: Any, config: ImageBindConfig, allow_url: bool) -> Tensor:
-    from bindlm.media.preprocess_video import VideoPreprocessConfig, preprocess_video
     from bindlm.media.video import load_video
+    from bindlm.media.video_preprocess import VideoPreprocessConfig, preprocess_video
     from bindlm.media.video_sampling import VideoSampling
 
     sampling = VideoSampling(clip_seconds=CLIP_SECONDS, frames_per_clip=config.video_frames)
@@ -56,7 +56,7 @@ def _text(source: Any, config: ImageBindConfig, allow_url: bool) -> Tensor:
 
 def _audio(source: Any, config: ImageBindConfig, allow_url: bool) -> Tensor:
     from bindlm.media.audio import load_audio
-    from bindlm.media.preprocess_audio import AudioPreprocessConfig, preprocess_audio
+    from bindlm.media.audio_preprocess import AudioPreprocessConfig, preprocess_audio
 
     settings = AudioPreprocessConfig(num_mel_bins=config.audio_num_mel_bins, target_length=config.audio_target_len)
     return preprocess_audio(load_audio(source, allow_url=allow_url), settings)
@@ -64,7 +64,7 @@ def _audio(source: Any, config: ImageBindConfig, allow_url: bool) -> Tensor:
 
 def _depth(source: Any, config: ImageBindConfig, allow_url: bool) -> Tensor:
     from bindlm.media.depth import load_depth
-    from bindlm.media.preprocess_depth import DepthPreprocessConfig, preprocess_depth
+    from bindlm.media.depth_preprocess import DepthPreprocessConfig, preprocess_depth
 
     settings = DepthPreprocessConfig(size=config.depth_image_size)
     return torch.from_numpy(preprocess_depth(load_depth(source, allow_url=allow_url), settings))
@@ -79,7 +79,7 @@ def _thermal(source: Any, config: ImageBindConfig, allow_url: bool) -> Tensor:
 
 def _imu(source: Any, config: ImageBindConfig, allow_url: bool) -> Tensor:
     from bindlm.media.imu import load_imu
-    from bindlm.media.preprocess_imu import ImuPreprocessConfig, preprocess_imu
+    from bindlm.media.imu_preprocess import ImuPreprocessConfig, preprocess_imu
 
     settings = ImuPreprocessConfig(num_samples=config.imu_length)
     return torch.from_numpy(preprocess_imu(load_imu(source, allow_url=allow_url), settings))

@@ -80,7 +80,7 @@ def _resize_and_cut(channel: np.ndarray, size: int, antialias: bool) -> Tensor:
 
 def _audio_values(source: Any, config: LanguageBindTowerConfig, *, allow_url: bool) -> Tensor:
     from bindlm.media.audio import load_audio
-    from bindlm.media.preprocess_audio import AudioCropsConfig, preprocess_audio_crops
+    from bindlm.media.audio_preprocess import AudioCropsConfig, preprocess_audio_crops
 
     crops = AudioCropsConfig(
         sample_rate_hz=config.sample_rate_hz,
@@ -93,8 +93,8 @@ def _audio_values(source: Any, config: LanguageBindTowerConfig, *, allow_url: bo
 
 
 def _video_values(source: Any, config: LanguageBindTowerConfig, *, allow_url: bool) -> Tensor:
-    from bindlm.media.preprocess_video import VideoPreprocessConfig, preprocess_video
     from bindlm.media.video import load_video
+    from bindlm.media.video_preprocess import VideoPreprocessConfig, preprocess_video
     from bindlm.media.video_sampling import VideoSampling
 
     sampling = VideoSampling(num_frames=config.num_frames)
@@ -104,7 +104,7 @@ def _video_values(source: Any, config: LanguageBindTowerConfig, *, allow_url: bo
 
 def _depth_values(source: Any, config: LanguageBindTowerConfig, *, allow_url: bool) -> Tensor:
     from bindlm.media.depth import load_depth
-    from bindlm.media.preprocess_depth import MetricDepthPreprocessConfig, preprocess_metric_depth
+    from bindlm.media.depth_preprocess import MetricDepthPreprocessConfig, preprocess_metric_depth
 
     settings = MetricDepthPreprocessConfig(size=config.height, max_depth_m=config.max_depth_m)
     return torch.from_numpy(preprocess_metric_depth(load_depth(source, allow_url=allow_url), settings))

@@ -183,12 +183,12 @@ class PointBindEncoder(JointEncoder):
         """One medium to values without the batch axis; of a point cloud or mesh float32 `(num_points, 3)`.
 
         Clouds are sampled to `config.num_points`, centred and brought to radius 1: see
-        `bindlm.media.preprocess_points.preprocess_points`.
+        `bindlm.media.points_preprocess.preprocess_points`.
         """
         if modality != "point":
             return self._other(modality).preprocess(modality, source, allow_url=allow_url)
         from bindlm.media.points import load_points
-        from bindlm.media.preprocess_points import PointPreprocessConfig, preprocess_points
+        from bindlm.media.points_preprocess import PointPreprocessConfig, preprocess_points
 
         config = PointPreprocessConfig(num_points=self.config.num_points)
         return torch.from_numpy(
