@@ -11,11 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bindlm.errors import ConfigError, MediaError
+from bindlm.media.clip_image import CLIP_MEAN, CLIP_STD
 from bindlm.media.video import Video
 from bindlm.media.video_sampling import VideoSampling
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
