@@ -68,8 +68,10 @@ def test_ctrl_c_ends_pip_and_cleans_up(
     signal_number: int, slow_index: SlowIndex, tmp_path: Path, home: Path, start: Start
 ) -> None:
     serve(slow_index, tmp_path)
+    # A shell that starts tests in the background has SIGINT ignored, and Python then installs no handler of its own.
     code = (
-        "import sys; from bindlm.checkpoints import resolve\n"
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from bindlm.checkpoints import resolve\n"
         "try: resolve(sys.argv[1])\n"
         "except KeyboardInterrupt: sys.exit(130)"
     )
