@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bindlm.errors import ConfigError
+from bindlm.space.mix import share_weights
 
 if TYPE_CHECKING:
     from bindlm.encoders import JointEncoder
@@ -266,10 +267,7 @@ def _media_weights(weights: Mapping[str, float] | Sequence[float] | None, counts
     if total == 0:
         raise ConfigError("weights were given, but nothing to weigh; give image=… as well.")
     if isinstance(weights, Mapping):
-        unknown = set(weights) - set(counts)
-        if unknown:
-            raise ConfigError(f"weights names {', '.join(sorted(unknown))}, but only {', '.join(counts)} was given.")
-        return [float(weights.get(name, 1.0)) / count for name, count in counts.items() for _ in range(count)]
+        return [share for shares in share_weights(counts, weights).values() for share in shares]
     if len(weights) != total:
         what = "pictures" if set(counts) == {"image"} else "media"
         raise ConfigError(f"{len(weights)} weights were given for {total} {what}.")

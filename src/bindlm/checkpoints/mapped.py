@@ -42,13 +42,15 @@ class MappedState:
                 of the file are given back at once, so the peak stays near the size of the result.
         """
         taken = {}
+        mapped: list[tuple[int, int]] | None = None  # looked up once, and only if something is converted
         for name in names:
             tensor = self._tensors[name]
             if dtype is None or not tensor.is_floating_point() or tensor.dtype == dtype:
                 taken[name] = tensor
             else:
                 taken[name] = tensor.to(dtype)
-                _forget_pages(tensor)
+                mapped = _mapped_files() if mapped is None else mapped
+                _forget_pages(tensor, mapped)
         return taken
 
 
@@ -68,7 +70,7 @@ def open_mapped(path: str | os.PathLike[str], entry: str | int | None = None) ->
     return MappedState(path, load_pickled_state(path, entry=entry))
 
 
-def _forget_pages(tensor: "Tensor") -> None:
+def _forget_pages(tensor: "Tensor", mapped: list[tuple[int, int]]) -> None:
     """Tell the system that the mapped pages under a tensor are not needed; they are read again if they are touched.
 
     Without it each page counts as resident: converting fp32 to bf16 would peak at three times the result. Only whole
@@ -76,18 +78,19 @@ def _forget_pages(tensor: "Tensor") -> None:
     """
     begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if tensor.is_contiguous() and end > begin and _is_of_file(begin, end):
+    if tensor.is_contiguous() and end > begin and any(low <= begin and end <= high for low, high in mapped):
         ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
 
 
-def _is_of_file(begin: int, end: int) -> bool:
-    """Whether an address range is a mapped file: the same call on memory of our own would clear it."""
+def _mapped_files() -> list[tuple[int, int]]:
+    """Address ranges of this process that are mapped files: the same call on memory of our own would clear it."""
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError:  # not Linux
-        return False
+        return []
+    ranges = []
     for line in maps.splitlines():
-        low, high = (int(number, 16) for number in line.split(maxsplit=1)[0].split("-"))
-        if low <= begin and end <= high:
-            return line.rstrip().split(maxsplit=5)[-1].startswith("/")
-    return False
+        if line.rstrip().split(maxsplit=5)[-1].startswith("/"):
+            low, high = (int(number, 16) for number in line.split(maxsplit=1)[0].split("-"))
+            ranges.append((low, high))
+    return ranges

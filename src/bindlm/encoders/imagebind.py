@@ -29,7 +29,6 @@ __all__ = [
     "from_mapped",
     "from_official",
     "imagebind_huge",
-    "load",
 ]
 
 _INITIAL_SCALES = {"text": 1 / 0.07, "audio": 20.0, "depth": 5.0, "thermal": 10.0, "imu": 5.0}
@@ -219,13 +218,6 @@ def from_official(
         ConfigError: impossible sizes or senses.
     """
     return from_mapped(open_mapped(path), config=config, modalities=modalities, dtype=dtype)
-
-
-def load(
-    path: str | os.PathLike[str], *, modalities: Sequence[str] | None = None, dtype: torch.dtype | None = None
-) -> ImageBindEncoder:
-    """`from_official` at the published sizes."""
-    return from_official(path, modalities=modalities, dtype=dtype)
 
 
 def from_mapped(

@@ -1,6 +1,5 @@
 """The table of encoder families, and how published weights find theirs."""
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from bindlm.checkpoints.mapped import open_mapped
 from bindlm.encoders import clip, imagebind, languagebind, pe_av, point_bind
 from bindlm.encoders.base import JointEncoder
-from bindlm.encoders.languagebind_config import LANGUAGEBIND_SENSES
+from bindlm.encoders.hosted import read_json
 from bindlm.encoders.mini import MiniEncoder, MiniEncoderConfig
 from bindlm.errors import CheckpointError, ConfigError
 
@@ -49,16 +48,14 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
     "mini": EncoderFamily(_mini),
     # before ImageBind, whose towers a Point-Bind file may hold too
     "point_bind": EncoderFamily(_point_bind, point_bind.load, key_prefixes=("point_trunk.", "point_encoder.")),
-    "imagebind": EncoderFamily(_imagebind, imagebind.load, key_prefixes=("modality_trunks.",)),
+    "imagebind": EncoderFamily(_imagebind, imagebind.from_official, key_prefixes=("modality_trunks.",)),
     "languagebind": EncoderFamily(
         languagebind.build,
         languagebind.from_official,
-        model_types=tuple(f"LanguageBind{sense.title()}" for sense in LANGUAGEBIND_SENSES),
+        model_types=languagebind.MODEL_TYPES,
     ),
-    "clip": EncoderFamily(
-        clip.build, clip.from_folder, model_types=("clip", "metaclip_2", "siglip", "siglip2", "align")
-    ),
-    "pe_av": EncoderFamily(pe_av.build, pe_av.from_folder, model_types=("pe_audio_video", "pe_audio", "pe_video")),
+    "clip": EncoderFamily(clip.build, clip.from_folder, model_types=clip.CLIP_FAMILIES),
+    "pe_av": EncoderFamily(pe_av.build, pe_av.from_folder, model_types=tuple(pe_av.PE_AV_FAMILIES)),
 }
 """Family name to its row; where a file fits two, the first counts. A new family is one row and one file."""
 
@@ -138,9 +135,5 @@ def model_type_of(folder: Path) -> str | None:
     Raises:
         CheckpointError: there is no readable config.json.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} has no readable config.json; give the folder as published.") from error
-    kind = config.get("model_type") if isinstance(config, dict) else None
+    kind = read_json(folder / "config.json").get("model_type")
     return kind if isinstance(kind, str) else None
