@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bindlm.errors import ConfigError
 from bindlm.training.mini.stages import SpaceRecipe, StageRecipe
-from bindlm.training.recipe import load_recipe
+from bindlm.training.recipe import load_recipe, plain
+from bindlm.training.stage_recipe import Stage
+from bindlm.training.stage_recipe import StageRecipe as BoundStageRecipe
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "mini"
 
@@ -41,7 +44,7 @@ def test_overrides_win_over_the_file_and_reach_inside_sections() -> None:
     ("text", "said"),
     [
         ("num_steps: 1\nbatch_size: 1\nlearning_rate: 1.0\nlearning_rat: 2\n", "unknown key 'learning_rat'"),
-        ("num_steps: 1\nbatch_size: 1\nlearning_rate: fast\n", "learning_rate must be of type float"),
+        ("num_steps: 1\nbatch_size: 1\nlearning_rate: fast\n", "learning_rate must be a number"),
         ("num_steps: 1.5\nbatch_size: 1\nlearning_rate: 1\n", "num_steps must be of type int"),
         ("num_steps: true\nbatch_size: 1\nlearning_rate: 1\n", "num_steps must be of type int"),
         ("num_steps: 1\n", "lacks batch_size, learning_rate"),
@@ -66,3 +69,62 @@ def test_a_wrong_override_is_refused(override: str) -> None:
 def test_a_missing_recipe_is_named() -> None:
     with pytest.raises(ConfigError, match="no recipe nowhere.yaml"):
         load_recipe(Path("nowhere.yaml"), StageRecipe)
+
+
+STAGE = """\
+stage: instruct
+output: out
+model: {language_model: some-model}
+data:
+  sources:
+    - {format: llava, path: a.json, weight: 2}
+    - {format: alpaca, path: b.json}
+optimizer: {learning_rate: 1e-4, num_epochs: 4, betas: [0.9, 0.95]}
+"""
+
+
+def stage_recipe(folder: Path, *overrides: str) -> BoundStageRecipe:
+    return load_recipe(write(folder, STAGE), BoundStageRecipe, overrides)
+
+
+def test_lists_of_sections_choices_and_numbers_without_a_point_are_read(tmp_path: Path) -> None:
+    recipe = stage_recipe(tmp_path)
+    assert recipe.stage is Stage.INSTRUCT
+    assert [(source.format, source.weight) for source in recipe.data.sources] == [("llava", 2.0), ("alpaca", 1.0)]
+    assert recipe.optimizer.learning_rate == 1e-4
+    assert recipe.optimizer.betas == (0.9, 0.95)
+
+
+def test_an_override_reaches_an_item_of_a_list(tmp_path: Path) -> None:
+    recipe = stage_recipe(tmp_path, "data.sources.1.path=c.json", "data.prompt.template=alpaca")
+    assert recipe.data.sources[1].path == "c.json"
+    assert recipe.data.prompt.template == "alpaca"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("stage=pretraining", "stage must be one of pretrain, instruct, quality"),
+        ("data.sources.2.path=c", "'2' is no item of a list of 2"),
+        ("data.sources.first.path=c", "'first' is no item"),
+        ("data.sources=[]", "must name at least one"),
+        ("optimizer.betas=[0.9]", "betas must have 2 items"),
+        ("optimizer.num_steps=3", "one of num_epochs and num_steps"),
+        ("data.sources.0.weigth=3", "unknown key 'weigth'"),
+        ("model.start_from=there", "one of start_from and language_model"),
+        ("tuning.biases=[1]", "biases[0] must be of type str"),
+        ("run.trainer=[", "not valid YAML"),
+    ],
+)
+def test_a_wrong_value_deep_inside_is_named(tmp_path: Path, override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        stage_recipe(tmp_path, override)
+    assert said in str(caught.value)
+
+
+def test_a_written_recipe_reads_back_the_same(tmp_path: Path) -> None:
+    recipe = stage_recipe(
+        tmp_path, "tuning.lora={r: 4}", "run.caption_pictures=[a.png]", "model.encoder_weights=x.pth"
+    )
+    again = load_recipe(write(tmp_path, yaml.safe_dump(plain(recipe))), BoundStageRecipe)
+    assert again == recipe

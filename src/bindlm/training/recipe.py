@@ -4,6 +4,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,14 +40,43 @@ def load_recipe(path: Path, recipe_class: type[Recipe], overrides: Sequence[str]
         key, sign, value = override.partition("=")
         if not sign or not key:
             raise ConfigError(f"An override is written key=value, got {override!r}.")
-        target = values
-        *outer, last = key.split(".")
-        for name in outer:
-            target = target.setdefault(name, {})
-            if not isinstance(target, dict):
-                raise ConfigError(f"Override {override!r}: {name!r} holds a value, not a section.")
-        target[last] = yaml.safe_load(value)
+        try:
+            _set(values, key.split("."), yaml.safe_load(value), override)
+        except yaml.YAMLError:
+            raise ConfigError(f"Override {override!r}: the value is not valid YAML.") from None
     return _fill(recipe_class, values, str(path))
+
+
+def plain(recipe: Any) -> Any:
+    """A recipe, whole with its defaults, as what YAML and JSON can hold; `load_recipe` reads it back."""
+    if dataclasses.is_dataclass(recipe) and not isinstance(recipe, type):
+        return {field.name: plain(getattr(recipe, field.name)) for field in dataclasses.fields(recipe)}
+    if isinstance(recipe, Mapping):
+        return {str(key): plain(value) for key, value in recipe.items()}
+    if isinstance(recipe, (list, tuple)):
+        return [plain(item) for item in recipe]
+    return str(recipe) if isinstance(recipe, (Path, StrEnum)) else recipe
+
+
+def _set(values: Any, names: Sequence[str], value: Any, override: str) -> None:
+    """Set a value deep inside; a number picks an item of a list, as in `data.sources.0.path=…`."""
+    *outer, last = names
+    target = values
+    for name in outer:
+        target = _item(target, name, override) if isinstance(target, list) else target.setdefault(name, {})
+        if not isinstance(target, (dict, list)):
+            raise ConfigError(f"Override {override!r}: {name!r} holds a value, not a section.")
+    if isinstance(target, list):
+        _item(target, last, override)
+        target[int(last)] = value
+    else:
+        target[last] = value
+
+
+def _item(items: list[Any], name: str, override: str) -> Any:
+    if not name.isdecimal() or int(name) >= len(items):
+        raise ConfigError(f"Override {override!r}: {name!r} is no item of a list of {len(items)}, which count from 0.")
+    return items[int(name)]
 
 
 def _fill(recipe_class: type[Recipe], values: Mapping[str, Any], where: str) -> Recipe:
@@ -72,22 +102,63 @@ def _fill(recipe_class: type[Recipe], values: Mapping[str, Any], where: str) -> 
 
 def _checked(kind: Any, value: Any, where: str) -> Any:
     """The value as the field's type, or an error that says what was expected."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return _of_union(kind, value, where)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a section of keys, got {value!r}.")
         return _fill(kind, value, where)
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        choices = typing.get_args(kind)
-        if value is None and type(None) in choices:
-            return None
-        kind = next(choice for choice in choices if choice is not type(None))
     origin = typing.get_origin(kind) or kind
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return _tuple(kind, value, where)
+    if isinstance(origin, type) and issubclass(origin, StrEnum):
+        return _choice(origin, value, where)
     if origin is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
+    if origin is float and isinstance(value, str):
+        return _float(value, where)
     if origin is Path and isinstance(value, str):
         return Path(value)
-    if origin in (tuple, list) and isinstance(value, list):
-        return origin(value)
     if origin is Any or (isinstance(value, origin) and not (origin is int and isinstance(value, bool))):
         return value
     raise ConfigError(f"{where} must be of type {getattr(origin, '__name__', origin)}, got {value!r}.")
+
+
+def _of_union(kind: Any, value: Any, where: str) -> Any:
+    choices = typing.get_args(kind)
+    if value is None and type(None) in choices:
+        return None
+    named = [choice for choice in choices if choice is not type(None)]
+    for choice in named[:-1]:
+        try:
+            return _checked(choice, value, where)
+        except ConfigError:
+            continue
+    return _checked(named[-1], value, where)
+
+
+def _tuple(kind: Any, value: Sequence[Any], where: str) -> tuple[Any, ...]:
+    """Items of `tuple[X, ...]`, or of a tuple of known length."""
+    kinds = typing.get_args(kind)
+    if not kinds:
+        return tuple(value)
+    if kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    if len(kinds) != len(value):
+        raise ConfigError(f"{where} must have {len(kinds)} items, got {len(value)}.")
+    return tuple(_checked(kinds[i], item, f"{where}[{i}]") for i, item in enumerate(value))
+
+
+def _choice(kind: type[StrEnum], value: Any, where: str) -> StrEnum:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ConfigError(f"{where} must be one of {', '.join(kind)}, got {value!r}.") from None
+
+
+def _float(value: str, where: str) -> float:
+    """YAML 1.1 reads `1e-4` (no point) as a word."""
+    try:
+        return float(value)
+    except ValueError:
+        raise ConfigError(f"{where} must be a number, got {value!r}.") from None
