@@ -38,8 +38,9 @@ import importlib, importlib.machinery
 
 find_spec = importlib.machinery.PathFinder.find_spec
 
-def find_what_is_not_hidden(name, path=None, target=None):
-    hidden = {{"matplotlib", "pytest", "hypothesis", "mypy", "ruff"}}
+@classmethod  # torch's pickling library calls it on an instance
+def find_what_is_not_hidden(finder, name, path=None, target=None):
+    hidden = {{"matplotlib", "datasets", "pyarrow", "ray", "tensorboard", "pytest", "hypothesis", "mypy", "ruff"}}
     return None if name.partition(".")[0] in hidden else find_spec(name, path, target)
 
 importlib.machinery.PathFinder.find_spec = find_what_is_not_hidden

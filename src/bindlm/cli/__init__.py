@@ -18,6 +18,9 @@ VERBS = {
     "embed": "write the joint embeddings of media to a file, or draw them",
     "classify": "say which of some words fits a medium best",
     "search": "find the media of a folder that are like words or like a medium",
+    "train": "run a stage of training from a recipe, or go on with it",
+    "features": "embed a recipe's pictures once, so that training need not",
+    "data": "read a training data set and say what is in it",
     "bench": "measure how well a model answers",
 }
 """Verb -> what `bindlm --help` says of it; `bindlm.cli.VERB` holds its `add_arguments` and `run`."""
@@ -30,7 +33,14 @@ EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 """128 plus the signal's number for the last two, as shells count."""
 
-EXTRA_OF_PACKAGE = {"accelerate": "train", "matplotlib": "train", "yaml": "train"}
+EXTRA_OF_PACKAGE = {
+    "accelerate": "train",
+    "datasets": "train",
+    "matplotlib": "train",
+    "ray": "ray",
+    "tensorboard": "tensorboard",
+    "yaml": "train",
+}
 """A package that only some verbs need -> the extra that installs it."""
 
 EPILOG = """\
