@@ -15,11 +15,11 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from ceiling import best_of, matmul_ceiling
 
 from bindlm.encoders.imagebind import ImageBindConfig, ImageBindEncoder
 from bindlm.encoders.imagebind_config import TOWER_OF
@@ -45,27 +45,6 @@ def tower_flops(sense: str, config: ImageBindConfig) -> float:
     return blocks * (24 * tokens * width**2 + 4 * tokens * keys * width)
 
 
-def best_of(run: Callable[[], Any], repeats: int) -> float:
-    """Fewest seconds of several runs."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
-def matmul_ceiling(rows: int, width: int, dtype: torch.dtype, repeats: int = 5) -> float:
-    """Best operations a second of matrix products."""
-    best = 0.0
-    for m, k, n in ((2048, 2048, 2048), (rows, width, 4 * width), (rows, 4 * width, width)):
-        left, right = torch.randn(m, k, dtype=dtype), torch.randn(n, k, dtype=dtype)
-        torch.nn.functional.linear(left, right)
-        seconds = best_of(lambda left=left, right=right: torch.nn.functional.linear(left, right), repeats)  # type: ignore[misc]
-        best = max(best, 2 * m * k * n / seconds)
-    return best
-
-
 def measure_tower(sense: str, dtype_name: str, batch: int, repeats: int, threads: int, results: Any) -> None:
     """One row, in a process of its own."""
     torch.set_num_threads(threads)
@@ -87,10 +66,10 @@ def measure_tower(sense: str, dtype_name: str, batch: int, repeats: int, threads
     with torch.inference_mode():
         encoder.encode(sense, values)  # warm up
         peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - baseline) / 1024
-        seconds, ceilings = [], [matmul_ceiling(batch * TOKENS[sense], width, dtype)]
+        seconds, ceilings = [], [matmul_ceiling(batch * TOKENS[sense], width, 4 * width, dtype)]
         for _ in range(repeats):  # alternating, so that a drifting machine favours neither
             seconds.append(best_of(lambda: encoder.encode(sense, values), 1))
-            ceilings.append(matmul_ceiling(batch * TOKENS[sense], width, dtype, repeats=2))
+            ceilings.append(matmul_ceiling(batch * TOKENS[sense], width, 4 * width, dtype, repeats=2))
     weights = sum(tensor.nbytes for tensor in encoder.state_dict().values()) / 2**20
     rate = batch * tower_flops(sense, config) / min(seconds)
     results.put((batch / statistics.median(seconds), peak, weights, rate, max(ceilings)))

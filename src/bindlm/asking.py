@@ -233,8 +233,8 @@ class AskMixin:
         """Media of one sense to a batch of what the encoder takes."""
         encoder: JointEncoder = self.encoder  # type: ignore[attr-defined]
         encoder.check_modality(modality)
-        if modality == "image":
-            processor = self._needed_processor().image_processor
+        processor = self._needed_processor().image_processor
+        if modality == "image" and processor is not None:
             return processor(processor.load(sources, allow_url=allow_url))["pixel_values"]
         return torch.stack([encoder.preprocess(modality, source, allow_url=allow_url) for source in sources])
 

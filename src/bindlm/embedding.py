@@ -254,6 +254,8 @@ def _embedder_of_bound_model(folder: Path, *, local_files_only: bool, progress: 
 
     encoder = load_bound_encoder(folder, local_files_only=local_files_only, progress=progress)
     processor = image_processor_in(folder)
+    if processor is None:
+        return Embedder(encoder)
 
     def picture(source: Any, allow_url: bool) -> Tensor:
         return processor(processor.load([source], allow_url=allow_url))["pixel_values"][0]

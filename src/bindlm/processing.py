@@ -31,6 +31,16 @@ CONDITIONED_CHAT_TEMPLATE = (
 )
 """ChatML without the default system message, which would name another model and make every conditioned turn longer."""
 
+ALPACA_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% set told = namespace(task=false) %}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
+    "{% elif message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% else %}{% if not told.task %}{{ 'Below is an instruction that describes a task. Write a response that "
+    "appropriately completes the request.' }}{% set told.task = true %}{% endif %}"
+    "{{ '\n\n### Instruction:\n' + message['content'] + '\n\n### Response:' }}{% endif %}{% endfor %}"
+)
+"""The published template of the LLaMA-Adapter family as a chat template; the answer follows the colon directly."""
+
 
 class BindLMImageProcessor(BaseImageProcessor):
     """Pictures to views.
@@ -111,6 +121,8 @@ class BindLMProcessor(ProcessorMixin):
         image_processor: pictures to views.
         tokenizer: the language model's own.
         conditioned_chat_template: template for turns with media; turns without use the tokenizer's own.
+        pictures: who prepares pictures: this processor, or, with "encoder", the model's encoder, as published
+            encoders do. The processor then takes text only, and pictures go to `model.ask` and `model.embed`.
 
     Example:
         >>> inputs = processor.apply_chat_template(
@@ -124,9 +136,12 @@ class BindLMProcessor(ProcessorMixin):
         image_processor: BindLMImageProcessor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         conditioned_chat_template: str = CONDITIONED_CHAT_TEMPLATE,
+        pictures: str = "processor",
         **kwargs: Any,
     ) -> None:
-        self.image_processor = image_processor or BindLMImageProcessor()
+        if pictures not in ("processor", "encoder"):
+            raise ConfigError(f'BindLMProcessor.pictures must be "processor" or "encoder", got {pictures!r}.')
+        self.image_processor = (image_processor or BindLMImageProcessor()) if pictures == "processor" else None
         self.tokenizer = tokenizer
         self.conditioned_chat_template = conditioned_chat_template
         self.chat_template = None
@@ -164,6 +179,11 @@ class BindLMProcessor(ProcessorMixin):
         present = [picture for picture in per_row if picture is not None]
         if not present:
             return {}
+        if self.image_processor is None:
+            raise ConfigError(
+                "This model's encoder prepares its own pictures: use model.ask(…, image=…), or give the model "
+                "joint_embedding=model.embed(image=…)."
+            )
         return {
             "pixel_values": self.image_processor(present)["pixel_values"],
             "has_media": torch.tensor([picture is not None for picture in per_row]),
@@ -250,7 +270,7 @@ class BindLMProcessor(ProcessorMixin):
         return {
             "processor_class": type(self).__name__,
             "conditioned_chat_template": self.conditioned_chat_template,
-            "image_processor": self.image_processor.to_dict(),
+            "image_processor": self.image_processor.to_dict() if self.image_processor is not None else None,
         }
 
     def save_pretrained(
@@ -290,11 +310,12 @@ class BindLMProcessor(ProcessorMixin):
             image_processor=image,
             tokenizer=tokenizer,
             conditioned_chat_template=template,
+            pictures="encoder" if image is None else "processor",
         )
 
 
-def image_processor_in(folder: Path) -> BindLMImageProcessor:
-    """The image processor of a saved model, without its tokenizer.
+def image_processor_in(folder: Path) -> BindLMImageProcessor | None:
+    """The image processor of a saved model, without its tokenizer; None where the encoder prepares pictures.
 
     Raises:
         CheckpointError: the folder holds no processor.
@@ -302,11 +323,13 @@ def image_processor_in(folder: Path) -> BindLMImageProcessor:
     return _settings_in(folder)[1]
 
 
-def _settings_in(folder: Path) -> tuple[str, BindLMImageProcessor]:
+def _settings_in(folder: Path) -> tuple[str, BindLMImageProcessor | None]:
     """The chat template and the image processor of a saved model."""
     try:
         settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
         template = settings["conditioned_chat_template"]
+        if settings["image_processor"] is None:
+            return template, None
         image = {name: value for name, value in settings["image_processor"].items() if not name.endswith("_type")}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(

@@ -128,3 +128,25 @@ def test_a_written_recipe_reads_back_the_same(tmp_path: Path) -> None:
     )
     again = load_recipe(write(tmp_path, yaml.safe_dump(plain(recipe))), BoundStageRecipe)
     assert again == recipe
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RECIPES.parent.glob("*/[1-9]-*.yaml")), ids=lambda path: "/".join(path.parts[-2:])
+)
+def test_every_shipped_stage_is_read_whole(path: Path) -> None:
+    recipe = load_recipe(path, BoundStageRecipe)
+    assert recipe.output.parts[:2] == ("runs", path.parent.name)
+    assert recipe.optimizer.batch_size % recipe.optimizer.micro_batch_size == 0
+
+
+def test_the_papers_stages_have_the_papers_numbers() -> None:
+    """ImageBind-LLM (arXiv 2309.03905), section 4.1."""
+    pretrain, instruct = (
+        load_recipe(RECIPES.parent / "imagebind-llm" / name, BoundStageRecipe).optimizer
+        for name in ("1-pretrain.yaml", "2-instruct.yaml")
+    )
+    assert (pretrain.batch_size, pretrain.learning_rate, pretrain.num_epochs) == (1024, 4e-4, 3)
+    assert (instruct.batch_size, instruct.learning_rate, instruct.num_epochs) == (32, 1.25e-4, 4)
+    assert (pretrain.weight_decay, instruct.weight_decay) == (0.05, 0.02)
+    assert pretrain.warmup_epochs == 0.1
+    assert instruct.warmup_epochs == 1

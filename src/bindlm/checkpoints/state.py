@@ -97,7 +97,7 @@ def save_state_atomic(
     from safetensors.torch import save_file
 
     path = Path(path)
-    with disk_errors(path.parent), _replacing_file(path) as temporary:
+    with disk_errors(path.parent), replacing_file(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file(_independent(tensors), temporary, metadata=dict(metadata or {}))
@@ -176,8 +176,20 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_text_atomic(path: _PathLike, text: str) -> None:
+    """Write a small text file as UTF-8; a reader sees the old file or the new one, never a part.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; the old file is as it was.
+    """
+    path = Path(path)
+    with disk_errors(path.parent), replacing_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 @contextmanager
-def _replacing_file(path: Path) -> Iterator[Path]:
+def replacing_file(path: Path) -> Iterator[Path]:
+    """A scratch sibling to write, which takes the place of ``path`` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale(path.parent, f".{path.name}")
     temporary = path.with_name(scratch_name(f".{path.name}"))

@@ -77,7 +77,7 @@ def quiet_libraries() -> None:
         "TOKENIZERS_PARALLELISM": "false",
     }
     if not sys.stderr.isatty():
-        settings["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        settings |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     if not sys.warnoptions:

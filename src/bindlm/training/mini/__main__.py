@@ -1,4 +1,9 @@
-"""Make the mini from nothing: `python -m bindlm.training.mini` (about an hour and a half on two cores).
+"""Make the mini from nothing: `python -m bindlm.training.mini` (about an hour on two cores).
+
+It prepares the joint space, the bridge's readout and the pairs, then runs the two stages as `bindlm train` would:
+
+    bindlm train recipes/mini/1-pretrain.yaml
+    bindlm train recipes/mini/2-instruct.yaml
 
 Interrupt it whenever you like; the same command goes on where it was.
 """
@@ -13,41 +18,75 @@ import torch
 
 from bindlm.checkpoints import home
 from bindlm.errors import BindLMError
-from bindlm.training.mini.stages import MiniRun, SpaceRecipe, StageRecipe
+from bindlm.training.mini.export import export
+from bindlm.training.mini.preparation import MiniPreparation
+from bindlm.training.mini.recipes import PairsRecipe, ReadoutRecipe, SpaceRecipe
 from bindlm.training.recipe import load_recipe
+from bindlm.training.run import train_stage
+from bindlm.training.stage_recipe import StageRecipe
 
-STAGES = ("readout", "bind", "instruct")
+STAGES = ("1-pretrain", "2-instruct")
+STEPS = ("pairs", *STAGES)
 
 
 def main() -> int:
-    """Run the stages and export the model."""
+    """Run the steps and export the model."""
     parser = argparse.ArgumentParser(prog="python -m bindlm.training.mini", description=__doc__)
     parser.add_argument("--recipes", type=Path, default=Path("recipes/mini"), help="folder of the recipes")
-    parser.add_argument("--run", type=Path, default=Path("runs/mini"), help="folder of checkpoints; resumed if there")
+    parser.add_argument("--run", type=Path, default=Path("runs/mini"), help="folder of the run; resumed if there")
     parser.add_argument("--out", type=Path, default=Path("runs/mini/export"), help="folder of the finished model")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of torch")
-    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="last stage to run")
+    parser.add_argument("--until", choices=STEPS, default=STEPS[-1], help="last step to run")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     start = time.perf_counter()
     try:
-        space = load_recipe(arguments.recipes / "0-space.yaml", SpaceRecipe)
-        run = MiniRun(arguments.run, home() / "debian", space)
-        for number, stage in enumerate(STAGES, start=1):
-            print(f"[{time.perf_counter() - start:.0f} s] stage {stage}", file=sys.stderr)
-            recipe = load_recipe(arguments.recipes / f"{number}-{stage}.yaml", StageRecipe)
-            getattr(run, stage)(recipe)
-            if stage == arguments.until:
-                break
-        run.export(arguments.out)
+        return _run(arguments, start)
     except BindLMError as error:
         print(f"bindlm: error: {error}", file=sys.stderr)
         return 4
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
-    print(f"[{time.perf_counter() - start:.0f} s] the mini is in {arguments.out}", file=sys.stderr)
+
+
+def _run(arguments: argparse.Namespace, start: float) -> int:
+    def tell(step: str) -> None:
+        print(f"[{time.perf_counter() - start:.0f} s] {step}", file=sys.stderr)
+
+    recipes, run = arguments.recipes, arguments.run
+    tell("joint space and readout")
+    space = load_recipe(recipes / "0-space.yaml", SpaceRecipe)
+    preparation = MiniPreparation(run, home() / "debian", space)
+    preparation.readout(load_recipe(recipes / "0-readout.yaml", ReadoutRecipe))
+    tell("pairs")
+    preparation.pairs(load_recipe(recipes / "0-pairs.yaml", PairsRecipe))
+    entries = preparation.entries
+    del preparation  # a language model that the stages load again
+    model = None
+    for stage in STAGES[: STEPS.index(arguments.until)]:
+        tell(f"stage {stage}")
+        result = train_stage(load_recipe(recipes / f"{stage}.yaml", StageRecipe, _in_run(run, stage)), say=tell)
+        if result.training.is_interrupted:
+            raise KeyboardInterrupt
+        model = result.model
+    if model is not None:
+        export(model, arguments.out, space.model, entries)
+        tell(f"the mini is in {arguments.out}")
     return 0
+
+
+def _in_run(run: Path, stage: str) -> list[str]:
+    """Overrides that move a stage's recipe from `runs/mini` to another folder."""
+    pairs = run / "pairs" / stage.partition("-")[2]
+    start = run / ("0-readout" if stage == STAGES[0] else f"{STAGES[0]}/model")
+    return [
+        f"output={run / stage}",
+        f"model.start_from={start}",
+        f"data.sources.0.path={pairs / 'captions.jsonl'}",
+        f"data.sources.1.path={pairs / 'dialogues.json'}",
+        f"features.path={pairs / 'features'}",
+    ]
 
 
 if __name__ == "__main__":

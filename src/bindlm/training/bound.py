@@ -1,0 +1,96 @@
+"""The model that a recipe trains, and the encoder that makes its features."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bindlm.bound_encoder import load_published_encoder
+from bindlm.checkpoints import load_language_model
+from bindlm.configuration import BindLMConfig
+from bindlm.embedding import Embedder, load_embedder
+from bindlm.errors import ConfigError
+from bindlm.loading import load
+from bindlm.modeling import BindLMForConditionalGeneration
+from bindlm.processing import ALPACA_CHAT_TEMPLATE, BindLMProcessor
+from bindlm.training.stage_recipe import ModelRecipe, PromptConfig
+
+MINI_NAME = "mini"
+"""`start_from` of the bundled model."""
+
+
+def recipe_model(recipe: ModelRecipe, *, seed: int = 0, progress: bool = True) -> BindLMForConditionalGeneration:
+    """The model as it stands before the stage: what an earlier stage left, or two parts that meet for the first time.
+
+    Args:
+        recipe: which parts.
+        seed: of the new bridge's weights.
+        progress: whether to say on stderr what is fetched.
+
+    Returns:
+        A model in fp32 with its processor, all of it frozen.
+
+    Raises:
+        CheckpointError: a part is missing, damaged, or does not fit.
+        ConfigError: the parts do not fit each other.
+    """
+    if recipe.start_from is not None:
+        model = load(None if recipe.start_from == MINI_NAME else recipe.start_from, progress=progress)
+    else:
+        model = _new_model(recipe, seed, progress)
+    return model.requires_grad_(False)
+
+
+def _new_model(recipe: ModelRecipe, seed: int, progress: bool) -> BindLMForConditionalGeneration:
+    assert recipe.language_model is not None
+    if recipe.encoder_weights is None or isinstance(recipe.encoder_weights, dict):
+        raise ConfigError(
+            "model.encoder_weights must name the encoder's published file or folder, such as imagebind_huge.pth; an "
+            "encoder that is part of a bound model comes with model.start_from."
+        )
+    language_model, tokenizer = load_language_model(recipe.language_model, dtype=torch.float32, progress=progress)
+    weights = _anywhere(recipe.encoder_weights)
+    settings = dict(recipe.encoder or {})
+    encoder = load_published_encoder(settings, weights, progress=progress)
+    config = BindLMConfig(
+        text_config=language_model.config,
+        language_model=_anywhere(recipe.language_model),
+        encoder=settings,
+        encoder_weights=weights,
+        bridge=recipe.bridge,
+        injection=recipe.injection,
+    )
+    torch.manual_seed(seed)
+    model = BindLMForConditionalGeneration(config, language_model, encoder)
+    model.processor = BindLMProcessor(tokenizer=tokenizer, pictures="encoder")
+    return model.eval()
+
+
+def _anywhere(reference: str) -> str:
+    """A reference that still holds when the model's folder is opened from another working folder."""
+    path = Path(reference).expanduser()
+    return str(path.resolve()) if path.exists() else reference
+
+
+def recipe_embedder(recipe: ModelRecipe, *, progress: bool = True) -> Embedder:
+    """The frozen encoder of a recipe's model alone, with its preprocessing; no language model is read.
+
+    Raises:
+        CheckpointError: the weights are missing, damaged, or of no known family.
+        ConfigError: unknown family.
+    """
+    if recipe.start_from is not None:
+        return load_embedder(recipe.start_from, progress=progress)
+    if not isinstance(recipe.encoder_weights, str):
+        raise ConfigError("model.encoder_weights must name the encoder's published file or folder.")
+    settings: dict[str, Any] = dict(recipe.encoder or {})
+    embedder = Embedder(load_published_encoder(settings, _anywhere(recipe.encoder_weights), progress=progress))
+    embedder.name = recipe.encoder_weights
+    return embedder
+
+
+def adopt_prompt(model: BindLMForConditionalGeneration, prompt: PromptConfig) -> None:
+    """Have the model asked, from now on and once saved, in the form it is trained in."""
+    if prompt.template == "alpaca":
+        model.processor.conditioned_chat_template = ALPACA_CHAT_TEMPLATE
+        model.processor.tokenizer.chat_template = ALPACA_CHAT_TEMPLATE
