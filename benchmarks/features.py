@@ -23,6 +23,7 @@ from PIL import Image
 
 import bindlm
 from bindlm.training.features import FeatureStore, extract_features
+from bindlm.training.features.digests import DigestMap, key_digest
 from bindlm.training.features.keys import KeyEntry
 from bindlm.training.features.ledger import Ledger
 from bindlm.training.features.scan import Block, MediumRef
@@ -67,23 +68,15 @@ def random_store(path: Path, rows: int) -> FeatureStore:
     random = np.random.default_rng(0)
     for start in range(0, rows, config.shard_size):
         count = min(config.shard_size, rows - start)
-        numbers = range(start, start + count)
-        contents = [number.to_bytes(16, "big") for number in numbers]
-        keys = [f"laion/{number:09}.jpg" for number in numbers]
+        keys = [f"laion/{number:09}.jpg" for number in range(start, start + count)]
+        contents = [key_digest(key) for key in keys]
         refs = [MediumRef(0, key, key, "image", content) for key, content in zip(keys, contents, strict=True)]
         vectors = random.standard_normal((count, 1, DIM), dtype=np.float32)
         vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
         entries = [KeyEntry(key, content, 1, 1) for key, content in zip(keys, contents, strict=True)]
         ledger.add(Block("image", refs, entries), dict(enumerate(vectors.astype(np.float16))))
-    ledger.finish(seen_nothing())
+    ledger.finish(DigestMap())
     return FeatureStore.open(path)
-
-
-def seen_nothing() -> Any:
-    """The keys of an extraction that went through none."""
-    from bindlm.training.features.digests import DigestMap
-
-    return DigestMap()
 
 
 def report_reading(store: FeatureStore, batch: int, repeats: int) -> None:
@@ -96,7 +89,7 @@ def report_reading(store: FeatureStore, batch: int, repeats: int) -> None:
     )  # (N, D)
     mapped, array = [], []
     for rows in batches:
-        mapped.append(seconds(lambda: store.get(rows, views)))
+        mapped.append(seconds(lambda: store.get(rows.tolist(), views)))
         array.append(seconds(lambda: in_memory[torch.from_numpy(rows)].float()))
     ratio = statistics.median(other / own for own, other in zip(mapped, array, strict=True))
     rate = batch / statistics.median(mapped)

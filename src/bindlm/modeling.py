@@ -21,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import AutoModelForImageTextToText, AutoModelForMultimodalLM
 
 from bindlm.asking import Answer, AskMixin
-from bindlm.bound_encoder import WEIGHTS_FILE, load_tower
+from bindlm.bound_encoder import WEIGHTS_FILE, load_published_encoder, load_tower
 from bindlm.bridges import BindNetwork, BindNetworkConfig
 from bindlm.checkpoints import load_language_model, load_state, resolve
 from bindlm.checkpoints.state import save_state_atomic
@@ -29,19 +29,23 @@ from bindlm.configuration import BindLMConfig
 from bindlm.encoders import JointEncoder, build_encoder
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.injections import AdditiveInjection, find_decoder_layers
+from bindlm.injections.placing import check_media_rows, spread_over_rows, spread_over_tokens
 from bindlm.space import VisualCache, VisualCacheConfig
 from bindlm.space.mix import mix_embeddings
+from bindlm.tuning.bias_norm import add_biases, check_bias_names
 from bindlm.tuning.lora import inject_lora
+from bindlm.tuning.mixin import TuningMixin
 
 __all__ = ["Answer", "BindLMForConditionalGeneration"]
 
 
-class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin):
+class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, GenerationMixin):
     """Generate text conditioned on any sense of a joint embedding space.
 
     Args:
         config: what the model is made of.
         language_model: a loaded decoder to bind; None builds one with fresh weights from `config.text_config`.
+        encoder: a loaded encoder; None builds one with fresh weights from `config.encoder`.
 
     Example:
         >>> model = BindLMForConditionalGeneration.from_pretrained("my-bound-model")
@@ -59,12 +63,19 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
     language_model: PreTrainedModel
     bridge: BindNetwork
 
-    def __init__(self, config: BindLMConfig, language_model: PreTrainedModel | None = None) -> None:
+    def __init__(
+        self,
+        config: BindLMConfig,
+        language_model: PreTrainedModel | None = None,
+        encoder: JointEncoder | None = None,
+    ) -> None:
         super().__init__(config)
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.language_model = language_model
-        self.encoder = _built("encoder", build_encoder, config.encoder).requires_grad_(False).eval()
+        if encoder is None:
+            encoder = _built("encoder", build_encoder, config.encoder)
+        self.encoder = encoder.requires_grad_(False).eval()
         text_config = config.get_text_config()
         bridge = {"input_dim": self.encoder.dim, "output_dim": text_config.hidden_size, **config.bridge}
         if bridge["input_dim"] != self.encoder.dim or bridge["output_dim"] != text_config.hidden_size:
@@ -80,13 +91,17 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
         if config.cache is not None:
             self.cache = VisualCache(_built("cache", VisualCacheConfig, config.cache))
             self._check_cache(self.cache)
+        biases = config.tuned["biases"] if config.tuned is not None else []
+        check_bias_names(language_model, biases)
         # Only now is the language model touched, and given back as it was if that goes wrong.
         self.injection.attach(find_decoder_layers(language_model))
         try:
-            self._lora = inject_lora(language_model, config.lora) if config.lora is not None else None
+            lora = config.lora
+            self._lora = inject_lora(language_model, lora, scope=config.lora_scope) if lora is not None else None
         except ConfigError:
             self.injection.detach()
             raise
+        add_biases(language_model, biases)
         self.generation_config = language_model.generation_config or GenerationConfig()
         self.processor: Any = None
         self.name = config.name_or_path or "bindlm"
@@ -150,24 +165,6 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
         if cache.config.dim != self.encoder.dim:
             raise ConfigError(f"The cache is {cache.config.dim} wide, the encoder {self.encoder.dim}.")
 
-    def add_lora(self, settings: dict[str, Any]) -> list[nn.Parameter]:
-        """Put LoRA adapters into the language model, on wherever there is a condition.
-
-        Args:
-            settings: fields of `peft.LoraConfig`.
-
-        Returns:
-            The adapters' weights.
-
-        Raises:
-            ConfigError: the model has adapters already, or the settings do not fit it.
-        """
-        if self._lora is not None:
-            raise ConfigError("This model has LoRA adapters already.")
-        self._lora = inject_lora(self.language_model, settings)
-        self.config.lora = dict(settings)
-        return self._lora.parameters()
-
     # -- from media to condition ------------------------------------------------------------------------------------
 
     def encode_media(self, **media: Tensor | None) -> dict[str, Tensor]:
@@ -208,34 +205,54 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
 
     def _condition(
         self,
-        num_rows: int,
+        tokens: Tensor | None,
         condition: Tensor | None,
         joint_embedding: Tensor | Sequence[tuple[Tensor, float]] | None,
         pixel_values: Tensor | None,
         has_media: Tensor | None,
+        media_rows: Tensor | None = None,
     ) -> Tensor | None:
-        """One condition `(num_rows, 1, D_lm)` from whichever form was given; rows without media get zeros."""
+        """One condition a row, `(B, 1, D_lm)`, or with `media_rows` one a token, `(B, T, D_lm)`; zeros for none."""
         if sum(value is not None for value in (condition, joint_embedding, pixel_values)) > 1:
             raise ConfigError("Give one of condition, joint_embedding and pixel_values, not several.")
+        if has_media is not None and media_rows is not None:
+            raise ConfigError("Give has_media, for whole rows, or media_rows, for each token, not both.")
+        if media_rows is not None:
+            if tokens is None:
+                raise ConfigError("media_rows say which medium a token has: give input_ids or inputs_embeds too.")
+            check_media_rows(media_rows, tokens)
         if pixel_values is not None:
             joint_embedding = self.encode_media(image=pixel_values)["image"]
         if joint_embedding is not None:
             condition = self.condition_from(joint_embedding)
             if has_media is not None:
-                condition = _spread(condition, has_media)
+                condition = spread_over_rows(condition, has_media)
         elif has_media is not None and bool(has_media.any()):
             raise ConfigError("has_media marks rows with media, but there are no pixel_values and no joint_embedding.")
         if condition is None:
+            if media_rows is not None and bool(media_rows.ge(0).any()):
+                raise ConfigError("media_rows names media, but there are no pixel_values and no joint_embedding.")
             return None
+        self._check_condition(condition, tokens, media_rows)
+        if media_rows is not None:
+            return spread_over_tokens(condition, media_rows)
+        return condition.expand(len(tokens) if tokens is not None else 1, -1, -1)
+
+    def _check_condition(self, condition: Tensor, tokens: Tensor | None, media_rows: Tensor | None) -> None:
+        num_rows = len(tokens) if tokens is not None else 1
         width = self.bridge.config.output_dim
-        if condition.shape[1:] != (1, width) or len(condition) not in (1, num_rows):
+        if condition.shape[1:] != (1, width) or (media_rows is None and len(condition) not in (1, num_rows)):
+            wanted = (
+                f"The conditions of M media must be (M, 1, {width})"
+                if media_rows is not None
+                else f"The condition of {num_rows} rows of text must be ({num_rows}, 1, {width}), or (1, 1, {width}) "
+                "for all of them"
+            )
             raise ConfigError(
-                f"The condition of {num_rows} rows of text must be ({num_rows}, 1, {width}), or (1, 1, {width}) for "
-                f"all of them, got {tuple(condition.shape)}. Where some rows have media, say which with has_media."
+                f"{wanted}, got {tuple(condition.shape)}. Where some rows have media, say which with has_media."
             )
         if not self.injection.is_attached:
             raise ConfigError("The injection is not attached: a condition would do nothing. Call attach() first.")
-        return condition.expand(num_rows, -1, -1)
 
     # -- the language model -----------------------------------------------------------------------------------------
 
@@ -248,6 +265,7 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
         joint_embedding: Tensor | Sequence[tuple[Tensor, float]] | None = None,
         condition: Tensor | None = None,
         labels: Tensor | None = None,
+        media_rows: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits of the next token, given text and a condition.
@@ -261,24 +279,34 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
             condition: in place of either, what the bridge would give, `(B, 1, D_lm)`; an all-zero row has none. One
                 row of any of the three serves a whole batch.
             labels: `(B, T)`, -100 where no loss is wanted.
+            media_rows: `(B, T)` whole numbers, for rows of several samples (packing): which of M pictures, joint
+                embeddings or conditions the sample of each token has, -1 for none. Samples are told apart by
+                `position_ids` that begin anew and no `attention_mask`.
             **kwargs: whatever the language model takes (`past_key_values`, `position_ids`, `logits_to_keep`, …).
 
         Returns:
             The language model's own output.
+
+        Raises:
+            ConfigError: media that do not fit each other or the text.
         """
         tokens = input_ids if input_ids is not None else kwargs.get("inputs_embeds")
-        num_rows = len(tokens) if tokens is not None else 1
-        condition = self._condition(num_rows, condition, joint_embedding, pixel_values, has_media)
+        condition = self._condition(tokens, condition, joint_embedding, pixel_values, has_media, media_rows)
         if condition is not None:
             kwargs["condition"] = condition
-        with self._adapters(condition):
+        if media_rows is not None or self.training:
+            _leave_out_the_cache(kwargs, is_packed=media_rows is not None)
+        with self._adapters(condition, media_rows):
             return self.language_model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
 
-    def _adapters(self, condition: Tensor | None) -> AbstractContextManager[None]:
-        """LoRA on for the rows that have a condition, if there is LoRA."""
+    def _adapters(self, condition: Tensor | None, media_rows: Tensor | None) -> AbstractContextManager[None]:
+        """LoRA on for the rows that have a condition, be it for one token, if there is LoRA."""
         if self._lora is None:
             return nullcontext()
-        return self._lora.rows(None if condition is None else condition.detach().ne(0).flatten(1).any(dim=1))
+        if condition is None:
+            return self._lora.rows(None)
+        given = condition.detach().ne(0).flatten(1) if media_rows is None else media_rows.ge(0)
+        return self._lora.rows(given.any(dim=1))
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         """transformers' `generate`, with the media encoded once, not once a token.
@@ -289,10 +317,11 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
         media = {
             name: kwargs.pop(name, None) for name in ("condition", "joint_embedding", "pixel_values", "has_media")
         }
+        if kwargs.get("media_rows") is not None:
+            raise ConfigError("media_rows are for training; generate takes a row a sample, and has_media.")
         given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
-        num_rows = next((len(tokens) for tokens in given if tokens is not None), 1)
         with torch.no_grad():
-            condition = self._condition(num_rows, **media)
+            condition = self._condition(next((tokens for tokens in given if tokens is not None), None), **media)
         if condition is not None:
             kwargs["condition"] = condition
         return super().generate(inputs, **kwargs)
@@ -301,11 +330,12 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
 
     def saved_names(self) -> list[str]:
         """Names of the tensors that belong to this model's own file: all but those kept by reference."""
-        referenced = tuple(f"encoder.{tower}." for tower in self.config.encoder_weights)
+        towers = self.config.encoder_weights
+        referenced = ("encoder.",) if isinstance(towers, str) else tuple(f"encoder.{tower}." for tower in towers)
         if self.config.language_model is not None:
             referenced += ("language_model.",)
-        adapters = {id(parameter) for parameter in self._lora.parameters()} if self._lora is not None else set()
-        own = {name for name, parameter in self.named_parameters() if id(parameter) in adapters}
+        trained = {id(parameter) for parameter in [*self.lora_parameters(), *self.tuned_parameters()]}
+        own = {name for name, parameter in self.named_parameters() if id(parameter) in trained}
         return [name for name in self.state_dict() if name in own or not name.startswith(referenced)]
 
     def save_pretrained(
@@ -387,11 +417,16 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
             text_config.dtype = resolved
             if attn_implementation is not None:
                 text_config._attn_implementation = attn_implementation
+        fetching = {"local_files_only": local_files_only, "progress": progress}
+        encoder = None
+        if isinstance(config.encoder_weights, str):
+            encoder = load_published_encoder(config.encoder, config.encoder_weights, **fetching)
         with torch.device("meta") if language_model is not None else torch.device("cpu"):
-            model = cls(config, language_model)
+            model = cls(config, language_model, encoder)
         model._load_own_weights(folder / WEIGHTS_FILE, resolved)
-        for tower, reference in config.encoder_weights.items():
-            load_tower(model.encoder, tower, resolve(reference, local_files_only=local_files_only, progress=progress))
+        if isinstance(config.encoder_weights, dict):
+            for tower, reference in config.encoder_weights.items():
+                load_tower(model.encoder, tower, resolve(reference, **fetching))
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
             model.language_model.generation_config = model.generation_config
@@ -421,9 +456,7 @@ class BindLMForConditionalGeneration(AskMixin, PreTrainedModel, GenerationMixin)
         self.bridge.to(dtype)
         self.injection.to(dtype)
         self.encoder.requires_grad_(False)
-        if self._lora is None:
-            return
-        for parameter in self._lora.parameters():
+        for parameter in self.lora_parameters():
             parameter.requires_grad_(False)
 
 
@@ -442,14 +475,12 @@ def _checkpoint_with_adapters(
     return checkpointing(function if model._lora is None else model._lora.bound(function), *args)
 
 
-def _spread(rows: Tensor, has_media: Tensor) -> Tensor:
-    """Conditions `(M, 1, D_lm)` of the M rows that have media -> `(B, 1, D_lm)`, zero elsewhere."""
-    has_media = has_media.to(device=rows.device, dtype=torch.bool)
-    if int(has_media.sum()) != len(rows):
-        raise ConfigError(f"has_media marks {int(has_media.sum())} rows, but there are media for {len(rows)}.")
-    spread = rows.new_zeros(len(has_media), *rows.shape[1:])  # (B, 1, D_lm)
-    spread[has_media] = rows
-    return spread
+def _leave_out_the_cache(kwargs: dict[str, Any], *, is_packed: bool) -> None:
+    """transformers tells packed samples apart only without a key-value cache, and makes one unless told not to."""
+    if kwargs.get("past_key_values") is None and not kwargs.get("use_cache"):
+        kwargs["use_cache"] = False
+    elif is_packed:
+        raise ConfigError("media_rows are for training: with a key-value cache, packed samples see each other.")
 
 
 def _load_config(folder: Path) -> BindLMConfig:

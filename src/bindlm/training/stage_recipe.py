@@ -154,7 +154,7 @@ class ModelRecipe:
     """What is trained: an earlier stage's result, or a language model and an encoder that meet for the first time."""
 
     start_from: str | None = None
-    """Folder of a bound model, such as the stage before left; all else here is then read from it."""
+    """Folder of a bound model, such as the stage before left, or `mini`; all else here is then read from it."""
     language_model: str | None = None
     """Reference of the frozen language model: a folder, a hub id, or `wheel:NAME==VERSION/PATH`."""
     encoder: dict[str, Any] | None = None

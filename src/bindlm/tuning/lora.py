@@ -21,11 +21,12 @@ _BASE = "__base__"
 """PEFT's own name, in `adapter_names`, for "no adapter on this row"."""
 
 
-def inject_lora(language_model: nn.Module, settings: dict[str, Any]) -> "LoraSwitch":
-    """Put LoRA layers into `language_model` in place, switched off.
+def inject_lora(language_model: nn.Module, settings: dict[str, Any], *, scope: str = "conditioned") -> "LoraSwitch":
+    """Put LoRA layers into `language_model` in place, switched off unless `scope` is "always".
 
     Args:
         settings: fields of `peft.LoraConfig`, such as `r`, `lora_alpha` and `target_modules`.
+        scope: "conditioned" or "always", see `LoraSwitch`.
 
     Raises:
         ConfigError: PEFT does not take these settings, or the language model has no such modules.
@@ -38,20 +39,27 @@ def inject_lora(language_model: nn.Module, settings: dict[str, Any]) -> "LoraSwi
             f"LoRA settings {settings} do not fit {type(language_model).__name__}: use fields of peft.LoraConfig, "
             "with target_modules that name linear layers of this model."
         ) from error
-    return LoraSwitch(language_model)
+    return LoraSwitch(language_model, scope)
 
 
 class LoraSwitch:
     """Turns the adapters of a model on for some rows of a batch, for as long as a call lasts; else they are off.
 
+    That is the scope "conditioned". With "always", the paper's way, they are on whatever the rows.
+
     One call at a time: threads that share a model must take turns.
     """
 
-    def __init__(self, language_model: nn.Module) -> None:
+    def __init__(self, language_model: nn.Module, scope: str = "conditioned") -> None:
         self._layers = [module for module in language_model.modules() if isinstance(module, LoraLayer)]
         self._handles: list[RemovableHandle] = []
         self._rows: list[bool] | None = None
-        self._set(None)
+        self.set_scope(scope)
+
+    def set_scope(self, scope: str) -> None:
+        """Change to "conditioned" or "always", between calls."""
+        self._is_always = scope == "always"
+        self._set([True] if self._is_always else None)
 
     def parameters(self) -> list[nn.Parameter]:
         """The adapters' weights."""
@@ -69,6 +77,9 @@ class LoraSwitch:
         Args:
             is_conditioned: `(B,)` bool, or None where no row has a condition.
         """
+        if self._is_always:
+            yield
+            return
         flags = None if is_conditioned is None else is_conditioned.tolist()
         with self._setting(flags if flags is not None and any(flags) else None):
             yield

@@ -1,0 +1,76 @@
+"""What a bound model owns of its language model: LoRA adapters, and norms and biases that were trained."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from bindlm.errors import ConfigError
+from bindlm.tuning.bias_norm import add_biases, find_biases, find_norms
+from bindlm.tuning.lora import LoraSwitch, inject_lora
+
+
+class TuningMixin:
+    """Methods of `BindLMForConditionalGeneration`; `config` always says what is there, for saving and loading."""
+
+    config: Any
+    language_model: Any
+    _lora: LoraSwitch | None
+
+    def add_lora(self, settings: dict[str, Any], *, scope: str = "conditioned") -> list[nn.Parameter]:
+        """Put LoRA adapters into the language model, on wherever there is a condition, or always.
+
+        Args:
+            settings: fields of `peft.LoraConfig`.
+            scope: "conditioned" or "always", as `BindLMConfig.lora_scope`.
+
+        Returns:
+            The adapters' weights.
+
+        Raises:
+            ConfigError: the model has adapters already, or the settings do not fit it.
+        """
+        if self._lora is not None:
+            raise ConfigError("This model has LoRA adapters already.")
+        self._lora = inject_lora(self.language_model, settings, scope=scope)
+        self.config.lora, self.config.lora_scope = dict(settings), scope
+        return self._lora.parameters()
+
+    def set_lora_scope(self, scope: str) -> None:
+        """Have the adapters, if there are any, on for rows with a medium ("conditioned") or for all ("always")."""
+        if scope not in ("conditioned", "always"):
+            raise ConfigError(f'The scope of LoRA must be "conditioned" or "always", got {scope!r}.')
+        self.config.lora_scope = scope
+        if self._lora is not None:
+            self._lora.set_scope(scope)
+
+    def lora_parameters(self) -> list[nn.Parameter]:
+        """The adapters' weights; empty where there are none."""
+        return self._lora.parameters() if self._lora is not None else []
+
+    def add_tuned(self, *, norms: bool = False, biases: Sequence[str] = ()) -> None:
+        """Make norms and biases of the language model this model's own: saved with it, as they are to be trained.
+
+        What was tuned before stays so.
+
+        Args:
+            norms: whether all norms of the decoder are.
+            biases: names of linear layers of the decoder, such as "q_proj"; those without a bias get one of zeros.
+
+        Raises:
+            ConfigError: the decoder has no such layers; nothing is changed then.
+        """
+        before = self.config.tuned or {"norms": False, "biases": []}
+        add_biases(self.language_model, biases)
+        names = [*before["biases"], *(name for name in dict.fromkeys(biases) if name not in before["biases"])]
+        tuned = {"norms": bool(norms or before["norms"]), "biases": names}
+        self.config.tuned = tuned if tuned["norms"] or names else None
+
+    def tuned_parameters(self) -> list[nn.Parameter]:
+        """Norms and biases of the language model that are this model's own."""
+        tuned = self.config.tuned
+        if tuned is None:
+            return []
+        norms = find_norms(self.language_model).values() if tuned["norms"] else ()
+        found = [parameter for norm in norms for parameter in norm.parameters(recurse=False)]
+        return found + find_biases(self.language_model, tuned["biases"])

@@ -1,0 +1,551 @@
+"""`fit`: a step's loss is one mean, and no end of a process costs more than the steps since the last checkpoint."""
+
+import errno
+import json
+import math
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import IterableDataset
+from transformers import TrainerCallback
+
+from bindlm.checkpoints import state as state_module
+from bindlm.errors import CheckpointError, ConfigError, TrainingError
+from bindlm.training.checkpointing import TRAINED_FILE, checkpoints_in
+from bindlm.training.trainer import train
+
+from .training_case import (
+    MicroBatches,
+    assert_same_weights,
+    decay,
+    groups,
+    micro_batch,
+    run,
+    trained_model,
+    weights,
+)
+from .worker_killed import MOMENTS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _without_collection(monkeypatch):
+    """accelerate collects garbage at every start, a third of a tiny run."""
+    monkeypatch.setattr("accelerate.utils.memory.gc", SimpleNamespace(collect=lambda: 0))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> tuple[dict[str, torch.Tensor], list[tuple[int, float]]]:
+    """Weights and losses of the run that everything else is compared with."""
+    model = trained_model()
+    result = run(model, tmp_path_factory.mktemp("uninterrupted"))
+    return weights(model), result.losses
+
+
+class At(TrainerCallback):
+    """Does something after a step, before it is saved."""
+
+    def __init__(self, step: int, action: Any) -> None:
+        self.step = step
+        self.action = action
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            self.action()
+
+
+class Stop(Exception):
+    pass
+
+
+def stop() -> None:
+    raise Stop
+
+
+# -- loss -----------------------------------------------------------------------------------------------------------
+
+
+def weights_of(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def written_out(num_steps: int, accumulation: int) -> tuple[Any, list[float]]:
+    """Training as one would write it down: full logits, one mean over all target tokens of a step."""
+    model = trained_model("pretrain", lora=None).train()  # dropout would draw otherwise
+    optimizer = torch.optim.AdamW(groups(model), betas=(0.9, 0.95))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    losses = []
+    for step in range(num_steps):
+        total, count = torch.zeros(()), 0
+        for index in range(step * accumulation, (step + 1) * accumulation):
+            batch = micro_batch(index)
+            labels = batch.pop("labels")[:, 1:]
+            logits = model(**batch, use_cache=False).logits[:, :-1]
+            total = total + F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+            count += int((labels != -100).sum())
+        # a step of text only is a step of zeros, not of none: AdamW's averages fade
+        (total / count + 0 * sum(parameter.sum() for parameter in weights_of(model))).backward()
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * decay(step)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append((total / count).item())
+    return model, losses
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 3])
+def test_steps_are_those_of_a_loop_written_out(tmp_path, accumulation):
+    expected, losses = written_out(4, accumulation)
+    model = trained_model("pretrain", lora=None)
+    result = run(model, tmp_path, num_steps=4, accumulation=accumulation)
+    assert [step for step, _ in result.losses] == [1, 2, 3, 4]
+    assert [loss for _, loss in result.losses] == pytest.approx(losses, abs=1e-5)
+    for name, value in weights(expected).items():
+        assert torch.allclose(weights(model)[name], value, atol=1e-5), name
+
+
+def test_a_log_line_is_the_mean_of_its_steps_and_the_last_step_has_one(tmp_path, uninterrupted):
+    each = dict(uninterrupted[1])
+    result = run(trained_model(), tmp_path, log_every=4)
+    assert [step for step, _ in result.losses] == [4, 6]
+    assert result.losses[0][1] == pytest.approx(sum(each[step] for step in (1, 2, 3, 4)) / 4, abs=1e-5)
+    assert result.losses[1][1] == pytest.approx((each[5] + each[6]) / 2, abs=1e-5)
+
+
+def test_micro_batches_without_a_target_do_no_harm(tmp_path):
+    class Some(MicroBatches):
+        def __getitem__(self, index):
+            batch = super().__getitem__(index)
+            if index in (0, 1, 4):  # the first step has no target at all
+                batch["labels"].fill_(-100)
+            return batch
+
+    model = trained_model("pretrain")
+    result = run(model, tmp_path, num_steps=3, data=Some(6))
+    assert result.losses[0][1] == 0.0
+    assert all(math.isfinite(loss) and loss > 1 for _, loss in result.losses[1:])
+    assert all(value.isfinite().all() for value in weights(model).values())
+
+
+def test_all_that_trains_moves_and_nothing_else(tmp_path):
+    model = trained_model()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    run(model, tmp_path)
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == set(weights(model))
+
+
+def test_a_model_with_a_loss_of_its_own_is_trained_as_well(tmp_path):
+    class Square(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+            self.bias = nn.Parameter(torch.ones(2, 2))
+
+        def forward(self, values):
+            return {"loss": ((values * self.weight) @ self.bias).square().mean()}
+
+    class Values(MicroBatches):
+        def __getitem__(self, index):
+            return {"values": torch.randn(4, 2, generator=torch.Generator().manual_seed(index))}
+
+    result = train(Square(), Values(30), folder=tmp_path, num_steps=30, learning_rate=0.1, warmup_steps=2)
+    assert result.is_finished
+    assert result.losses[-1][1] < result.losses[0][1] / 2
+
+
+def test_the_model_comes_back_as_it_went(tmp_path):
+    model = trained_model()
+    model.config.use_cache = True
+    run(model, tmp_path, num_steps=1, gradient_checkpointing=True)
+    assert not model.training
+    assert model.config.use_cache is True
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    assert not model.get_output_embeddings()._forward_pre_hooks
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path, uninterrupted):
+    model = trained_model()
+    result = run(model, tmp_path, gradient_checkpointing=True)
+    assert [loss for _, loss in result.losses] == pytest.approx([loss for _, loss in uninterrupted[1]], abs=1e-5)
+
+
+def test_bf16_comes_close(tmp_path, uninterrupted):
+    result = run(trained_model(), tmp_path, bf16=True)
+    assert [loss for _, loss in result.losses] == pytest.approx([loss for _, loss in uninterrupted[1]], abs=0.1)
+    assert result.losses != uninterrupted[1]
+
+
+def test_gradients_are_clipped_only_if_asked(tmp_path):
+    norms = {}
+
+    class Norms(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if logs and "grad_norm" in logs:
+                norms.setdefault(args.output_dir, []).append(logs["grad_norm"])
+
+    free, clipped = trained_model(), trained_model()
+    run(free, tmp_path / "free", num_steps=1, callbacks=[Norms()])
+    run(clipped, tmp_path / "clipped", num_steps=1, max_grad_norm=1e-12, callbacks=[Norms()])
+    assert norms[str(tmp_path / "free")] == norms[str(tmp_path / "clipped")]  # the norm before clipping
+    start = weights(trained_model())
+    # AdamW divides by the gradient's size, except where that is nothing beside its epsilon
+    assert max((weights(clipped)[name] - start[name]).abs().max() for name in start if "gate" in name) < 1e-4
+    assert max((weights(free)[name] - start[name]).abs().max() for name in start if "gate" in name) > 1e-3
+
+
+# -- data -----------------------------------------------------------------------------------------------------------
+
+
+def test_data_are_read_once_in_order(tmp_path):
+    data = MicroBatches(12)
+    run(trained_model(), tmp_path, data=data)
+    assert data.asked == list(range(12))
+
+
+def test_more_data_than_needed_make_no_difference(tmp_path, uninterrupted):
+    model = trained_model()
+    run(model, tmp_path, data=MicroBatches(15))
+    assert_same_weights(weights(model), uninterrupted[0])
+
+
+def test_a_resumed_run_reads_only_what_is_left(tmp_path):
+    with pytest.raises(Stop):
+        run(trained_model(), tmp_path, callbacks=[At(5, stop)])
+    data = MicroBatches(12)
+    run(trained_model(), tmp_path, data=data)
+    assert data.asked == [8, 9, 10, 11]
+
+
+def test_too_few_data_are_refused_before_anything_happens(tmp_path):
+    with pytest.raises(ConfigError, match="hold 11 micro-batches, and the run takes 12"):
+        run(trained_model(), tmp_path, data=MicroBatches(11))
+
+
+class Stream(IterableDataset):
+    def __init__(self, length):
+        self.length = length
+
+    def __iter__(self):
+        return (micro_batch(index) for index in range(self.length))
+
+
+def test_a_stream_trains_the_same_and_goes_on_the_same(tmp_path, uninterrupted):
+    whole, parts = trained_model(), trained_model()
+    run(whole, tmp_path / "whole", data=Stream(12))
+    assert_same_weights(weights(whole), uninterrupted[0])
+    with pytest.raises(Stop):
+        run(trained_model(), tmp_path / "parts", data=Stream(12), callbacks=[At(3, stop)])
+    run(parts, tmp_path / "parts", data=Stream(100))
+    assert_same_weights(weights(parts), uninterrupted[0])
+
+
+def test_a_stream_that_ends_early_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="ended after 7 micro-batches, and the run takes 12"):
+        run(trained_model(), tmp_path, data=Stream(7))
+
+
+def test_tokens_are_counted(tmp_path):
+    counts = []
+
+    class Count(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            counts.append(state.num_input_tokens_seen)
+
+    run(trained_model(), tmp_path, num_steps=2, callbacks=[Count()])
+    assert counts == [2 * 2 * 12, 2 * 2 * 2 * 12]
+
+
+# -- never lose work ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> Path:
+    """Folders of runs that were killed, each at another moment."""
+    folder = tmp_path_factory.mktemp("killed")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    launch = [sys.executable, "-m", "tests.training.worker_killed", str(folder)]
+    done = subprocess.run(launch, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    exits = json.loads((folder / "exits.json").read_text())
+    assert set(exits.values()) == {-signal.SIGKILL}, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [*(f"{moment}-{step}" for moment, step in MOMENTS), "anywhen"])
+def test_a_run_that_was_killed_ends_with_the_same_bits(killed, uninterrupted, moment):
+    model = trained_model()
+    result = run(model, killed / moment)
+    assert result.is_finished
+    assert_same_weights(weights(model), uninterrupted[0])
+    assert result.losses == uninterrupted[1]
+    names = sorted(path.name for path in (killed / moment).iterdir())
+    assert names == [".training.lock", "checkpoint-4", "checkpoint-6"]
+
+
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_a_run_that_failed_ends_with_the_same_bits_and_log(tmp_path, uninterrupted, step):
+    with pytest.raises(Stop):
+        run(trained_model(), tmp_path, callbacks=[At(step, stop)])
+    model = trained_model()
+    torch.manual_seed(step)  # the state of generators before must not matter
+    result = run(model, tmp_path)
+    assert_same_weights(weights(model), uninterrupted[0])
+    assert result.losses == uninterrupted[1]
+
+
+def test_weights_in_bf16_go_on_with_the_same_bits(tmp_path):
+    def low_model():
+        model = trained_model("pretrain", lora=None)
+        model.bridge.to(torch.bfloat16)
+        return model
+
+    whole, parts = low_model(), low_model()
+    run(whole, tmp_path / "whole", num_steps=3)
+    with pytest.raises(Stop):
+        run(low_model(), tmp_path / "parts", num_steps=3, callbacks=[At(3, stop)])
+    run(parts, tmp_path / "parts", num_steps=3)
+    assert {value.dtype for value in weights(parts).values()} == {torch.bfloat16, torch.float32}
+    assert_same_weights(weights(parts), weights(whole))
+
+
+def test_a_log_line_across_a_failure_is_the_same(tmp_path, uninterrupted):
+    with pytest.raises(Stop):
+        run(trained_model(), tmp_path, log_every=4, callbacks=[At(3, stop)])
+    result = run(trained_model(), tmp_path, log_every=4)
+    losses = dict(uninterrupted[1])
+    assert result.losses[0] == (4, pytest.approx(sum(losses[step] for step in (1, 2, 3, 4)) / 4, abs=1e-5))
+
+
+def test_a_finished_run_gives_its_weights_and_trains_no_more(tmp_path, uninterrupted):
+    run(trained_model(), tmp_path)
+    model, data = trained_model(), MicroBatches(12)
+    result = run(model, tmp_path, data=data)
+    assert result.is_finished
+    assert data.asked == []
+    assert_same_weights(weights(model), uninterrupted[0])
+    assert result.losses == uninterrupted[1]
+
+
+def test_a_checkpoint_holds_what_trains_and_no_frozen_weight(tmp_path):
+    model = trained_model()
+    result = run(model, tmp_path)
+    assert_same_weights(load_file(result.last_checkpoint / TRAINED_FILE), weights(model))
+    assert sum(p.numel() for p in weights(model).values()) < sum(p.numel() for p in model.parameters()) / 2
+
+
+@pytest.mark.parametrize(("keep", "kept"), [(1, [6]), (2, [4, 6]), (9, [2, 4, 6])])
+def test_as_many_checkpoints_are_kept_as_asked(tmp_path, keep, kept):
+    run(trained_model(), tmp_path, keep_checkpoints=keep)
+    assert [path.name for path in checkpoints_in(tmp_path)] == [f"checkpoint-{step}" for step in kept]
+
+
+def test_the_last_step_is_saved_whatever_save_every(tmp_path):
+    assert run(trained_model(), tmp_path, save_every=100).last_checkpoint == tmp_path / "checkpoint-6"
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(tmp_path, uninterrupted):
+    run(trained_model(), tmp_path)
+    os.truncate(tmp_path / "checkpoint-6" / TRAINED_FILE, 100)
+    model, data = trained_model(), MicroBatches(12)
+    with pytest.warns(UserWarning, match="checkpoint-6 is damaged"):
+        run(model, tmp_path, data=data)
+    assert data.asked == [8, 9, 10, 11]
+    assert_same_weights(weights(model), uninterrupted[0])
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["checkpoint-4", "checkpoint-6"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "run.seed was 0, now 1"),
+        ({"num_steps": 7}, "run.num_steps was 6, now 7"),
+        ({"accumulation": 3}, "run.batches_a_step was 2, now 3"),
+        ({"schedule": lambda step: 1.0}, "run.schedule was"),
+        ({"betas": (0.9, 0.99)}, "run.betas was"),
+        ({"bf16": True}, "run.bf16 was false, now true"),
+        ({"identity": {"data": "b"}}, 'given.data was "a", now "b"'),
+    ],
+)
+def test_another_run_is_not_gone_on_from(tmp_path, changes, message):
+    settings = {"identity": {"data": "a"}}
+    with pytest.raises(Stop):
+        run(trained_model(), tmp_path, **settings, callbacks=[At(3, stop)])
+    with pytest.raises(ConfigError, match=message):
+        run(trained_model(), tmp_path, **{**settings, **changes})
+
+
+def test_other_trained_tensors_are_another_run(tmp_path):
+    run(trained_model("pretrain"), tmp_path)
+    with pytest.raises(ConfigError, match="run.trained.numbers was"):
+        run(trained_model("both"), tmp_path)
+
+
+def test_starting_afresh_puts_the_checkpoints_aside(tmp_path, uninterrupted):
+    run(trained_model(), tmp_path, seed=5)
+    model = trained_model()
+    run(model, tmp_path, resume=False)
+    assert_same_weights(weights(model), uninterrupted[0])
+    assert [path.name for path in checkpoints_in(tmp_path / "earlier-1")] == ["checkpoint-4", "checkpoint-6"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_after_the_step_with_all_saved(tmp_path, uninterrupted, number):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = run(trained_model(), tmp_path, callbacks=[At(3, lambda: signal.raise_signal(number))])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (result.is_interrupted, result.is_finished, result.num_steps_done) == (True, False, 3)
+    assert result.last_checkpoint == tmp_path / "checkpoint-3"
+    model = trained_model()
+    result = run(model, tmp_path)
+    assert (result.is_interrupted, result.is_finished) == (False, True)
+    assert_same_weights(weights(model), uninterrupted[0])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_before_the_step(tmp_path, value):
+    class Poisoned(MicroBatches):
+        def __getitem__(self, index):
+            batch = super().__getitem__(index)
+            if index == 6:  # the first half of step 4
+                batch["joint_embedding"][0, 0] = value
+            return batch
+
+    model = trained_model()
+    kept = {}
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            kept.update(weights(model))
+
+    with pytest.raises(TrainingError, match=r"of step 4 is not a finite number.*checkpoint-2"):
+        run(model, tmp_path, data=Poisoned(12), callbacks=[Keep()])
+    assert_same_weights(weights(model), kept)
+    assert all(value.isfinite().all() for value in weights(model).values())
+
+
+def test_a_gradient_that_is_no_number_stops_before_the_step(tmp_path):
+    model = trained_model()
+    model.injection.gate.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(TrainingError, match="gradient of step 1 is not a finite number.*none yet"):
+        run(model, tmp_path)
+    assert_same_weights(weights(model), weights(trained_model()))
+
+
+def test_a_full_disk_names_the_last_good_checkpoint(tmp_path, monkeypatch, uninterrupted):
+    sync = state_module._sync
+
+    def full(path):
+        if "checkpoint-4" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        sync(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(state_module, "_sync", full)
+        with pytest.raises(
+            TrainingError, match=r"Step 4 could not be saved.*no space is left.*checkpoint-2"
+        ) as caught:
+            run(trained_model(), tmp_path)
+    assert isinstance(caught.value.__cause__, CheckpointError)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".training.lock", "checkpoint-2"]
+    model = trained_model()
+    run(model, tmp_path)
+    assert_same_weights(weights(model), uninterrupted[0])
+
+
+def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"Step 2 could not be saved.*no space is left.*none yet"):
+            run(trained_model(), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [path.name for path in tmp_path.iterdir()] == [".training.lock"]
+
+
+# -- settings -------------------------------------------------------------------------------------------------------
+
+
+def test_tensorboard_writes_into_the_folder_of_the_run(tmp_path):
+    run(trained_model(), tmp_path, num_steps=1, report_to=("tensorboard",))
+    assert list(tmp_path.glob("runs/*/events.out.tfevents.*"))
+
+
+def test_nothing_is_reported_or_printed_by_default(tmp_path, capsys):
+    run(trained_model(), tmp_path, num_steps=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".training.lock", "checkpoint-1"]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_steps": 3}, "must not set max_steps: it follows from num_steps"),
+        ({"learning_rate": 1.0}, "must not set learning_rate: it follows from optimizer_groups"),
+        ({"no_such_thing": 3}, "TrainingArguments has no 'no_such_thing'"),
+        ({"fp16": True}, "use bf16"),
+        ({"fsdp": True}, "start with torchrun"),
+        ({"fsdp": True, "fsdp_config": {"auto_wrap_policy": "SIZE"}}, "fsdp_config takes"),
+    ],
+)
+def test_impossible_arguments_are_named(tmp_path, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        run(trained_model(), tmp_path, trainer_arguments=arguments)
+
+
+def test_trainers_own_arguments_get_through(tmp_path, uninterrupted):
+    seen = []
+
+    class See(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            seen.append((args.dataloader_num_workers, args.logging_first_step))
+
+    model = trained_model()
+    run(
+        model, tmp_path, callbacks=[See()], trainer_arguments={"dataloader_num_workers": 1, "logging_first_step": True}
+    )
+    assert seen == [(1, True)]
+    assert_same_weights(weights(model), uninterrupted[0])
+
+
+def test_groups_must_hold_what_trains(tmp_path):
+    model = trained_model()
+    for wrong in (groups(model)[:1], groups(trained_model()), [*groups(model), groups(model)[0]]):
+        with pytest.raises(ConfigError, match="must hold every parameter that requires a gradient once"):
+            run(model, tmp_path, optimizer_groups=wrong)
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_the_same(tmp_path, monkeypatch):
+    compiled = []
+
+    def compile_quickly(layer):  # the graph as Dynamo captures it, without minutes of a C++ compiler
+        compiled.append(layer)
+        layer._compiled_call_impl = torch.compile(layer._call_impl, backend="eager")
+
+    expected = run(trained_model("pretrain", lora=None), tmp_path / "plain", num_steps=2)
+    monkeypatch.setattr(nn.Module, "compile", compile_quickly)
+    model = trained_model("pretrain", lora=None)
+    result = run(model, tmp_path / "compiled", num_steps=2, compile_layers=True)
+    assert compiled == list(model.get_decoder().layers)
+    assert [loss for _, loss in result.losses] == pytest.approx([loss for _, loss in expected.losses], abs=1e-5)
+    assert all(layer._compiled_call_impl is None for layer in model.get_decoder().layers)

@@ -1,0 +1,84 @@
+"""Compiled decoder layers give what plain ones give, and one compilation serves all layers."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from bindlm.modeling import BindLMForConditionalGeneration
+from bindlm.tuning.compiling import compile_layers
+
+from ..tiny import tiny_language_model, tiny_model, token_batch, unit_rows
+
+LORA: dict[str, Any] = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj", "down_proj"]}
+
+
+def training_model(kind: str, num_layers: int, **changes: Any) -> BindLMForConditionalGeneration:
+    sliding = {"layer_types": ["sliding_attention", "full_attention"]} if kind == "gemma3" else {}
+    language_model = tiny_language_model(kind, num_hidden_layers=num_layers, **sliding)
+    model = tiny_model(language_model=language_model, **changes).train()
+    model.language_model.requires_grad_(False)
+    for parameter in model.lora_parameters():
+        parameter.requires_grad_(True)
+    return model
+
+
+def run(model: BindLMForConditionalGeneration, length: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits and gradients of packed rows."""
+    model.zero_grad()
+    half = length // 2
+    positions = torch.cat([torch.arange(half), torch.arange(length - half)]).expand(2, -1)
+    rows = torch.tensor([[0] * half + [1] * (length - half), [2] * length])
+    ids = token_batch(2, length)
+    output = model(input_ids=ids, position_ids=positions, media_rows=rows, joint_embedding=unit_rows(3), labels=ids)
+    output.loss.backward()
+    return output.logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(compiled: BindLMForConditionalGeneration, plain: BindLMForConditionalGeneration, length: int) -> None:
+    (logits, given), (expected_logits, expected) = run(compiled, length), run(plain, length)
+    torch.testing.assert_close(logits, expected_logits, rtol=0, atol=1e-4)  # measured: 7e-6
+    assert set(given) == set(expected)
+    assert "injection.gate" in given
+    for name, gradient in expected.items():
+        assert (given[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("use_reentrant", [None, False, True])
+@pytest.mark.parametrize("has_lora", [False, True])
+def test_compiled_layers_train_as_plain_ones(has_lora: bool, use_reentrant: bool | None) -> None:
+    """With the compiler's front half, which is where hooks and checkpointing could go wrong; it needs no gcc."""
+    torch._dynamo.reset()
+    models = [training_model("llama", 2, lora=LORA if has_lora else None) for _ in range(2)]
+    keys = list(models[0].state_dict())
+    assert compile_layers(models[0].language_model, backend="aot_eager") == 2
+    assert list(models[0].state_dict()) == keys
+    if use_reentrant is not None:
+        for model in models:
+            model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    assert_same(*models, length=8)
+
+
+def test_one_compilation_serves_every_layer() -> None:
+    """Else the limit of 8 is met, and the layers after it run as plain Python with no more than a warning."""
+    graphs = []
+    for num_layers in (3, 11):
+        torch._dynamo.reset()
+        counters.clear()
+        model = training_model("llama", num_layers)
+        compile_layers(model.language_model, backend="aot_eager")
+        run(model, 8)
+        graphs.append(counters["stats"]["unique_graphs"])
+        assert not counters["graph_break"]
+    assert graphs[0] == graphs[1] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_compiled_to_machine_code_they_agree_too(kind: str) -> None:
+    torch._dynamo.reset()
+    compiled, plain = (training_model(kind, 2) for _ in range(2))
+    compile_layers(compiled.language_model)
+    assert_same(compiled, plain, length=8)
