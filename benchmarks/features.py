@@ -8,7 +8,6 @@ turns, so that a machine whose speed drifts favours neither; each pair gives one
 """
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -147,7 +146,6 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ.setdefault("BINDLM_HOME", str(Path(scratch) / "home"))
         print(f"| {options.threads} threads | | |\n|---|---|---|")
         report_reading(random_store(Path(scratch) / "store", options.rows), options.batch, options.repeats)
         report_extraction(Path(scratch), options.pictures, options.batch_size, options.pairs)

@@ -3,7 +3,6 @@ import sys
 
 import pytest
 
-from ..conftest import MINI_WEIGHTS
 from ..fake_embedder import FakeEmbedder
 from .conftest import save_square
 
@@ -47,7 +46,13 @@ def fake(monkeypatch):
 
     fake = FakeEmbedder()
     fake.encoder = torch.nn.Identity()
-    monkeypatch.setattr(bound, "recipe_embedder", lambda recipe, progress=True: fake)
+    fake.asked = []
+
+    def recipe_embedder(recipe, *, progress=True):
+        fake.asked.append(recipe.start_from)
+        return fake
+
+    monkeypatch.setattr(bound, "recipe_embedder", recipe_embedder)
     return fake
 
 
@@ -56,7 +61,7 @@ def test_a_recipe_is_embedded_once(bindlm_command, recipe, fake, tmp_path):
     assert run.code == 0, run.err
     assert "3 embedded, 0 there already" in run.err
     assert "holds 3 media (3 image)" in run.err
-    assert run.out == ""
+    assert (run.out, fake.asked) == ("", ["mini"])
     fake.seen.clear()
     run = bindlm_command("features", recipe, "--json")
     report = json.loads(run.out)
@@ -130,11 +135,3 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(bindlm_command, recip
     run = bindlm_command("features", recipe)
     assert run.code == 0, run.err
     assert "holds 3 media" in run.err
-
-
-@pytest.mark.skipif(not MINI_WEIGHTS.is_file(), reason="the mini's weights are not there yet; `make mini` trains them")
-def test_the_mini_embeds_a_recipe(bindlm_command, recipe):
-    run = bindlm_command("features", recipe, "--json")
-    assert run.code == 0, run.err
-    report = json.loads(run.out)
-    assert (report["encoder"], report["embedded"], report["dim"]) == ("mini", 3, 1024)

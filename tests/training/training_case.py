@@ -23,7 +23,7 @@ PLAIN_LORA = {**LORA, "lora_dropout": 0.0}
 
 
 def micro_batch(index: int, rows: int = 2, length: int = 12) -> dict[str, Tensor]:
-    """The `index`-th micro-batch: every third is of text only, in the others each row has a medium; 7 has no target."""
+    """The `index`-th micro-batch: every third is of text only, in the others each row has a medium; 7 lacks targets."""
     generator = torch.Generator().manual_seed(1000 + index)
     ids = token_batch(rows, length, seed=index)
     num_targets = torch.randint(1, length - 2, (rows, 1), generator=generator)  # they differ: means must be weighted

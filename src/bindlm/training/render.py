@@ -177,7 +177,8 @@ class Renderer:
             if whole[: len(start)] != start:
                 continue
             found = found if found is not None else whole[len(start) :]
-            if tokenizer.decode(whole, clean_up_tokenization_spaces=False) == anchor + piece:
+            read, expected = (tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in (whole, start))
+            if read == expected + piece:
                 return whole[len(start) :]
         assert found is not None  # the empty anchor always fits
         return found

@@ -15,7 +15,6 @@ from bindlm.errors import CheckpointError, ConfigError
 from bindlm.training.features import FeatureStore, extract_features
 from bindlm.training.stage_recipe import FeaturesConfig, ViewsConfig
 
-from ...conftest import MINI_WEIGHTS
 from ...fake_embedder import FakeEmbedder
 from .folder_source import FolderSource, save_pictures
 
@@ -75,19 +74,6 @@ def test_bytes_and_files_give_the_same_shards(pictures, config, tmp_path):
     other = FeaturesConfig(str(tmp_path / "other"), batch_size=2, shard_size=4)
     extract(FolderSource(pictures, as_bytes=True), other)
     assert shards_of(config.path) == shards_of(other.path)
-
-
-@pytest.mark.skipif(not MINI_WEIGHTS.is_file(), reason="the mini's weights are not there yet; `make mini` trains them")
-def test_the_mini_gives_the_embedding_of_inference(tmp_path):
-    from bindlm.embedding import load_embedder
-
-    embedder = load_embedder()
-    source = FolderSource(save_pictures(tmp_path / "pictures", 3, size=(60, 40)))
-    report = extract(source, FeaturesConfig(str(tmp_path / "store"), batch_size=3), embedder)
-    expected = embedder.embed(image=[source.read_media(row["media"]) for row in source.rows], batch_size=3)
-    rows = report.store.rows_of([f"photos/{row['media']}" for row in source.rows])
-    found = report.store.get(rows, [0, 0, 0])
-    assert torch.equal(found, expected.half().float())
 
 
 def test_a_second_run_embeds_nothing_and_leaves_every_byte(pictures, config):
