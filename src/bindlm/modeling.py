@@ -417,7 +417,7 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
             text_config.dtype = resolved
             if attn_implementation is not None:
                 text_config._attn_implementation = attn_implementation
-        fetching = {"local_files_only": local_files_only, "progress": progress}
+        fetching: dict[str, Any] = {"local_files_only": local_files_only, "progress": progress}
         encoder = None
         if isinstance(config.encoder_weights, str):
             encoder = load_published_encoder(config.encoder, config.encoder_weights, **fetching)

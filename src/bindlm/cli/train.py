@@ -63,11 +63,11 @@ def run(options: Namespace) -> int:
 
 
 def _dry_run(recipe: Any, options: Namespace) -> int:
-    from bindlm.training.run import plan_stage
+    from bindlm.training.dry_run import plan_stage
 
     plan = plan_stage(recipe)
     if options.json:
         print_json(plan.as_json())
     else:
-        print(plan.as_text())
+        print(plan)
     return 0

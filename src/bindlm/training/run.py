@@ -14,6 +14,7 @@ from torch import Tensor
 from bindlm.embedding import Embedder
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.modeling import BindLMForConditionalGeneration
+from bindlm.training.batches import Embeddings
 from bindlm.training.bound import adopt_prompt, recipe_embedder, recipe_model
 from bindlm.training.captions_callback import CaptionCallback, caption_pictures
 from bindlm.training.checkpointing import full_state
@@ -26,6 +27,7 @@ from bindlm.training.record import write_record
 from bindlm.training.samples import TrainingData
 from bindlm.training.schedule import warmup_cosine
 from bindlm.training.stage_recipe import FeaturesConfig, OptimizerConfig, StageRecipe
+from bindlm.training.streamed import StreamedData
 from bindlm.training.trainer import TrainResult, fit
 from bindlm.training.watch import watch_callbacks
 from bindlm.tuning.groups import optimizer_groups
@@ -74,10 +76,13 @@ def train_stage(recipe: StageRecipe, *, is_fresh: bool = False, say: Say | None 
     adopt_prompt(model, recipe.data.prompt)
     embedder = _embedder(recipe, sources, model)
     store = open_features(recipe, sources, embedder, tell) if embedder is not None else None
+    if store is not None:
+        _leave_out_unreadable(sources, store, tell)
     torch.manual_seed(recipe.run.seed)  # of the adapters' first matrices
     prepare_stage(model, recipe.stage, recipe.tuning)
-    data, accumulation = training_data(recipe, sources, model, store, embedder)
-    tell(data.describe())
+    data, accumulation = training_data(recipe, sources, model, store, _zero_image(recipe, embedder))
+    if isinstance(data, TrainingData):
+        tell(data.describe())
     for line in str(parameter_table(model)).splitlines():
         tell(line)
     if _rank() == 0:
@@ -147,6 +152,16 @@ def _lacks_media(store: FeatureStore, sources: Sequence[Source]) -> bool:
     return bool(store.stale(sources))
 
 
+def _leave_out_unreadable(sources: Sequence[Source], store: FeatureStore, say: Say) -> None:
+    """Take samples out whose medium no encoder can read; one torn file must not stop a run over millions."""
+    known = _unreadable(store)
+    for source in sources:
+        prefix = media_key(source.name, "")
+        if media := {key.removeprefix(prefix) for key in known if key.startswith(prefix)}:
+            source.leave_out(media)
+            say(f"{source.name}: samples of {len(media)} unreadable media left out; {store.path}/unreadable.jsonl")
+
+
 def _unreadable(store: FeatureStore) -> set[str]:
     """Keys of media that an extraction could not use."""
     try:
@@ -160,43 +175,76 @@ def training_data(
     recipe: StageRecipe,
     sources: Sequence[Source],
     model: BindLMForConditionalGeneration,
-    store: FeatureStore | None,
-    embedder: Embedder | None,
-) -> tuple[TrainingData, int]:
-    """Micro-batches of the run, and how many a device takes for one optimizer step."""
+    store: Embeddings | None,
+    zero_image: Tensor | None = None,
+) -> tuple[TrainingData | StreamedData, int]:
+    """Micro-batches of the run, and how many a device takes for one optimizer step.
+
+    Args:
+        recipe: of the stage.
+        sources: its data sets, opened; if one of them streams, all are read as streams.
+        model: whose tokenizer and templates samples are rendered with.
+        store: embeddings of the media; None where there are none.
+        zero_image: `(D_joint,)`, for `prompt.zero_image_for_text`.
+
+    Raises:
+        ConfigError: streaming without `optimizer.num_steps`, media without embedding, or nothing to learn.
+    """
     optimizer, num_devices = recipe.optimizer, _world_size()
     num_micro = num_micro_batches(optimizer.batch_size, optimizer.micro_batch_size, num_devices)
+    settings: dict[str, Any] = {
+        "batch_size": optimizer.batch_size,
+        "num_micro": num_micro,
+        "num_steps": optimizer.num_steps,
+        "seed": recipe.run.seed,
+        "packing": recipe.run.packing,
+        "row_tokens": recipe.run.row_tokens,
+        "store": store,
+        "zero_image": zero_image,
+        "conditioned_template": _conditioned_template(recipe, model),
+    }
+    tokenizer, prompt = model.processor.tokenizer, recipe.data.prompt
+    if any(source.config.streaming for source in sources):
+        _check_streaming(optimizer)
+        return StreamedData(sources, tokenizer, prompt, **settings), num_micro // num_devices
     data = TrainingData(
         sources,
-        model.processor.tokenizer,
-        recipe.data.prompt,
-        batch_size=optimizer.batch_size,
-        num_micro=num_micro,
-        num_steps=optimizer.num_steps,
+        tokenizer,
+        prompt,
         num_epochs=optimizer.num_epochs,
-        seed=recipe.run.seed,
-        packing=recipe.run.packing,
-        row_tokens=recipe.run.row_tokens,
         order=optimizer.order,
         split_epoch=optimizer.split_epoch,
-        store=store,
-        zero_image=_zero_image(recipe, embedder),
-        conditioned_template=model.processor.conditioned_chat_template,
         cache=recipe.output / "tokens",
+        **settings,
     )
     return data, num_micro // num_devices
+
+
+def _conditioned_template(recipe: StageRecipe, model: BindLMForConditionalGeneration) -> str | None:
+    """The template that questions with a medium will be asked in; the model keeps it."""
+    return model.processor.conditioned_chat_template if recipe.data.prompt.template == "chat" else None
+
+
+def _check_streaming(optimizer: OptimizerConfig) -> None:
+    """A stream has no end and no order to choose."""
+    if optimizer.num_steps is None or optimizer.warmup_epochs is not None or optimizer.order != "shuffled":
+        raise ConfigError(
+            "Nobody knows how long a streamed data set is: set optimizer.num_steps and warmup_steps in place of "
+            "num_epochs and warmup_epochs, and leave optimizer.order at shuffled."
+        )
 
 
 def _fit(
     recipe: StageRecipe,
     sources: Sequence[Source],
     model: BindLMForConditionalGeneration,
-    data: TrainingData,
+    data: TrainingData | StreamedData,
     accumulation: int,
     *,
     resume: bool,
 ) -> TrainResult:
     optimizer, run = recipe.optimizer, recipe.run
+    assert data.num_steps is not None
     return fit(
         model,
         data,
@@ -210,7 +258,7 @@ def _fit(
             gate_learning_rate=optimizer.gate_learning_rate,
             gate_weight_decay=optimizer.gate_weight_decay,
         ),
-        schedule=_schedule(optimizer, data),
+        schedule=_schedule(optimizer, data.num_steps, getattr(data, "steps_per_epoch", 0.0)),
         betas=optimizer.betas,
         seed=run.seed,
         save_every=run.save_every,
@@ -228,16 +276,16 @@ def _fit(
     )
 
 
-def _schedule(optimizer: OptimizerConfig, data: TrainingData) -> Callable[[int], float]:
+def _schedule(optimizer: OptimizerConfig, num_steps: int, steps_per_epoch: float) -> Callable[[int], float]:
     warmup: float = optimizer.warmup_steps
     if optimizer.warmup_epochs is not None:
-        warmup = optimizer.warmup_epochs * data.steps_per_epoch
-    if warmup > data.num_steps:
-        raise ConfigError(f"The warmup of {warmup:.0f} steps is longer than the run, which has {data.num_steps}.")
+        warmup = optimizer.warmup_epochs * steps_per_epoch
+    if warmup > num_steps:
+        raise ConfigError(f"The warmup of {warmup:.0f} steps is longer than the run, which has {num_steps}.")
     return partial(
         warmup_cosine,
         learning_rate=1.0,
-        total=data.num_steps,
+        total=num_steps,
         warmup=warmup,
         min_learning_rate=optimizer.min_learning_rate / optimizer.learning_rate,
     )

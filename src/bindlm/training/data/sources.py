@@ -8,8 +8,9 @@ sample = source.sample(source.rows[0])  # Sample(id='captions_train2017.json:391
 source.read_media(sample.media)         # PosixPath('train2017/000000391895.jpg')
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -115,9 +116,29 @@ class Source:
         """
         return self._roots.read(media)
 
+    def leave_out(self, media: Collection[str]) -> None:
+        """Drop the samples of some media from `rows`; the fingerprint then is another one."""
+        self.rows = self.rows.filter(_IsKept(frozenset(media)), input_columns=["media"])
+        words = "\n".join([self.fingerprint, *sorted(media)])
+        self.fingerprint = hashlib.sha256(words.encode()).hexdigest()[:16]
+
     def has_media(self, media: str) -> bool:
         """Whether a medium's file, or its shard, is on the disk."""
         return self._roots.has(media)
+
+
+class _IsKept:
+    """Whether a sample's medium is none of some; a class, as a stream is handed to other processes.
+
+    Args:
+        media: what is left out.
+    """
+
+    def __init__(self, media: frozenset[str]) -> None:
+        self.media = media
+
+    def __call__(self, media: str | None) -> bool:
+        return media not in self.media
 
 
 def media_key(source_name: str, media: str) -> str:
