@@ -25,6 +25,7 @@ from bindlm.errors import CheckpointError, ConfigError, TrainingError
 from bindlm.training.checkpointing import TRAINED_FILE, checkpoints_in
 from bindlm.training.trainer import train
 
+from ..tiny import token_batch, unit_rows
 from .training_case import (
     MicroBatches,
     assert_same_weights,
@@ -137,6 +138,32 @@ def test_micro_batches_without_a_target_do_no_harm(tmp_path):
     assert result.losses[0][1] == 0.0
     assert all(math.isfinite(loss) and loss > 1 for _, loss in result.losses[1:])
     assert all(value.isfinite().all() for value in weights(model).values())
+
+
+def test_a_packed_row_is_worth_its_samples_apart(tmp_path):
+    """Labels on every token: the first of a sample must count for neither, wherever it stands."""
+    ids = token_batch(2, 8)
+
+    class Apart(MicroBatches):
+        def __getitem__(self, index):
+            return {"input_ids": ids, "labels": ids, "joint_embedding": unit_rows(2)}
+
+    class Packed(MicroBatches):
+        def __getitem__(self, index):
+            return {
+                "input_ids": ids.reshape(1, 16),
+                "labels": ids.reshape(1, 16),
+                "position_ids": torch.arange(8).repeat(2)[None],
+                "joint_embedding": unit_rows(2),
+                "media_rows": torch.arange(2).repeat_interleave(8)[None],
+            }
+
+    apart, packed = trained_model("pretrain", lora=None), trained_model("pretrain", lora=None)
+    losses = [
+        run(model, tmp_path / type(data).__name__, num_steps=3, accumulation=1, data=data).losses
+        for model, data in ((apart, Apart(3)), (packed, Packed(3)))
+    ]
+    assert [loss for _, loss in losses[1]] == pytest.approx([loss for _, loss in losses[0]], abs=1e-5)
 
 
 def test_all_that_trains_moves_and_nothing_else(tmp_path):

@@ -1,7 +1,4 @@
-"""A tiny run for the trainer's tests: a bound model, micro-batches as the data gives them, and a call of `fit`.
-
-Also run as a script, in processes of its own: `python -m tests.training.training_case`.
-"""
+"""A tiny run for the trainer's tests: a bound model, micro-batches as the data gives them, and a call of `fit`."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ PLAIN_LORA = {**LORA, "lora_dropout": 0.0}
 
 
 def micro_batch(index: int, rows: int = 2, length: int = 12) -> dict[str, Tensor]:
-    """The `index`-th micro-batch: every third is of text only, in the others each row has a medium; 7 lacks targets."""
+    """The `index`-th micro-batch: every third is of text only, the others have media; 7 has no target."""
     generator = torch.Generator().manual_seed(1000 + index)
     ids = token_batch(rows, length, seed=index)
     num_targets = torch.randint(1, length - 2, (rows, 1), generator=generator)  # they differ: means must be weighted

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 from bindlm.errors import ConfigError
 from bindlm.injections import find_decoder_layers
 from bindlm.training.answers import head_only_at, summed_loss
+from bindlm.training.sharding import trained_in
 
 _REHEARSED = (3, 5)
 """Depths of decoder between which the cost of a layer is read off. With fewer the head's logits, with more the layers
@@ -105,7 +106,7 @@ def _peak_of_step(model: Any, shape: StepShape, bf16: bool) -> int:
             positions = torch.zeros_like(ids)  # of packed rows: the mask is made, as for padded ones
             places = torch.zeros(shape.target_tokens, dtype=torch.long)
             condition = {"condition": _condition(model, ids, shape.media)} if shape.media else {}
-            with head_only_at(model.language_model, places):
+            with head_only_at(model.language_model, places, trained_in(model)):
                 output = model.language_model(input_ids=ids, position_ids=positions, use_cache=False, **condition)
             loss = summed_loss(output.logits, torch.zeros_like(places))
         if loss.requires_grad:

@@ -83,7 +83,14 @@ class DigestMap:
         """The number of a digest, or `ABSENT`."""
         if (value := self._recent.get(digest)) is not None:
             return value
-        return int(self._search(np.frombuffer(digest, dtype=np.int64)[None])[0]) if self._runs else ABSENT
+        wanted, rest = np.frombuffer(digest, dtype=np.int64)
+        for first, second, values in self._runs:
+            place = int(first.searchsorted(wanted))
+            while place < len(first) and first[place] == wanted:
+                if second[place] == rest:
+                    return int(values[place])
+                place += 1
+        return ABSENT
 
     def add(self, digest: bytes, value: int) -> None:
         """Take in a digest that is not held yet."""

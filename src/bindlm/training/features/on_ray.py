@@ -60,7 +60,7 @@ def extract_on_ray(
 ) -> FeatureReport:
     """As `extract_features`, on a Ray cluster: that of RAY_ADDRESS, else one of this machine alone.
 
-    The bytes of the store are those of a run on one machine, where the processors and the numbers of threads are.
+    The store has the bytes of a run on one machine, if that has the same processor and computes with as many threads.
 
     Args:
         sources: data sets, with different names. What reads their media must be picklable.

@@ -5,6 +5,7 @@ prototypes made as uncertain as photographs are (`samples.py`), stored in the sa
 """
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def write_pairs(folder: Path, draws: EntryDraws, config: PairsConfig, *, fingerp
     wanted = json.dumps([fingerprint, repr(config)])
     if done.is_file() and done.read_text(encoding="utf-8") == wanted:
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     random = np.random.default_rng(config.seed)
     kinds = sorted({entry.kind for entry in draws.entries if entry.kind})
     captions, dialogues = DrawnMedia("captions"), DrawnMedia("dialogues")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from bindlm.bound_encoder import load_tower
 from bindlm.bridges.bind_network import init_near_zero_residuals
 from bindlm.checkpoints import load_language_model, load_state, resolve, save_state_atomic
+from bindlm.checkpoints.state import write_text_atomic
 from bindlm.configuration import BindLMConfig
 from bindlm.embedding import load_embedder
 from bindlm.encoders import MiniEncoder
@@ -24,6 +25,8 @@ from bindlm.training.trainer import train
 
 START = "0-readout"
 """Folder of the bound model that stage 1 starts from."""
+_DONE = "done.txt"
+"""In it: the recipes it was made by."""
 
 
 class MiniPreparation:
@@ -76,7 +79,15 @@ class MiniPreparation:
         return EntryDraws(self.entries, self.class_keys, self.views, config)
 
     def readout(self, recipe: ReadoutRecipe) -> None:
-        """Token pretraining of the bridge; leaves the bound model that stage 1 starts from."""
+        """Token pretraining of the bridge; leaves the bound model that stage 1 starts from.
+
+        Nothing is done where that model is there already: made again, with another number of threads, the whitening
+        differs in its last digits, and what was drawn in the earlier space would be of another encoder.
+        """
+        start = self.folder / START
+        wanted = repr((self.recipe, recipe))
+        if (start / _DONE).is_file() and (start / _DONE).read_text(encoding="utf-8") == wanted:
+            return
         result = self.folder / "readout.safetensors"
         bridge = self.model.bridge.requires_grad_(True)
         if not result.is_file():
@@ -108,8 +119,9 @@ class MiniPreparation:
         state = load_state(result)
         bridge.load_state_dict({name.removeprefix("bridge."): value for name, value in state.items()})
         self.model.requires_grad_(False).eval()
-        self.model.save_pretrained(self.folder / START)
-        BindLMProcessor(image_processor=BindLMImageProcessor()).save_pretrained(self.folder / START)
+        self.model.save_pretrained(start)
+        BindLMProcessor(image_processor=BindLMImageProcessor()).save_pretrained(start)
+        write_text_atomic(start / _DONE, wanted)
 
     def pairs(self, recipe: PairsRecipe) -> None:
         """What the two stages train on."""
