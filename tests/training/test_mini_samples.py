@@ -1,13 +1,20 @@
 """Embeddings to train on have the profile that the noise settings ask for."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from bindlm.training.mini.data import IGNORED, MiniDataset, MixConfig, collate
+from bindlm.training.data import media_key, open_source
+from bindlm.training.features.store import FeatureStore
+from bindlm.training.mini.draws import EntryDraws, ReadoutBatches
+from bindlm.training.mini.pairs import write_pairs
+from bindlm.training.mini.recipes import DrawConfig, PairsConfig
 from bindlm.training.mini.samples import EmbeddingSampler, NoiseConfig
 from bindlm.training.mini.vocabulary import Entry
+from bindlm.training.stage_recipe import SourceConfig
 
 DIM, CLASSES, PICTURES = 64, 40, 12
 
@@ -54,30 +61,52 @@ def entries_of() -> list[Entry]:
     return [*names, *(Entry(f"picture{index}", "", ("emoji", "furniture")[index % 2]) for index in range(PICTURES))]
 
 
-def test_a_batch_depends_on_seed_and_index_alone(sampler: EmbeddingSampler) -> None:
-    def dataset(seed: int) -> MiniDataset:
-        return MiniDataset(entries_of(), sampler, None, MixConfig(), num_samples=64, seed=seed)
-
-    first, again, other = (dataset(seed).__getitems__([8, 9, 10, 11]) for seed in (5, 5, 6))
-    assert all(torch.equal(a["joint_embedding"], b["joint_embedding"]) for a, b in zip(first, again, strict=True))
-    assert not torch.equal(first[0]["joint_embedding"], other[0]["joint_embedding"])
+def draws_of(**config: float) -> EntryDraws:
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(CLASSES, DIM, generator=generator)
+    views = F.normalize(torch.randn(PICTURES, 3, DIM, generator=generator), dim=-1)
+    return EntryDraws(entries_of(), keys, views, DrawConfig(**config))
 
 
-def test_sources_are_drawn_in_their_shares(sampler: EmbeddingSampler) -> None:
-    mix = MixConfig(classes=0.6, emoji=0.3)
-    dataset = MiniDataset(entries_of(), sampler, None, mix, num_samples=4000, seed=0)
-    sources = [dataset.entries[sample["entry"]].source for sample in dataset.__getitems__(list(range(4000)))]
+def test_a_batch_depends_on_seed_and_number_alone() -> None:
+    def batches(seed: int) -> ReadoutBatches:
+        return ReadoutBatches(draws_of(), num_batches=9, batch_size=4, seed=seed)
+
+    first, again, other = (batches(seed)[8]["joint_embedding"] for seed in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_sources_are_drawn_in_their_shares() -> None:
+    draws = draws_of(classes=0.6, emoji=0.3)
+    numbers, _ = draws.draw(4000, np.random.default_rng(0))
+    sources = [draws.entries[number].source for number in numbers]
     shares = {source: sources.count(source) / 4000 for source in ("imagenet", "emoji", "furniture")}
     assert shares == pytest.approx({"imagenet": 0.6, "emoji": 0.3, "furniture": 0.1}, abs=0.03)
 
 
-def test_collate_ends_answers_at_the_right_edge() -> None:
-    samples = [
-        {"joint_embedding": torch.zeros(4), "prompt_ids": [5, 6, 7], "answer_ids": [8, 9], "entry": 0},
-        {"joint_embedding": torch.ones(4), "prompt_ids": [5], "answer_ids": [10, 11, 12], "entry": 1},
-    ]
-    batch = collate(samples, pad_token_id=2)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [2, 5, 10, 11, 12]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 0, 1, 2, 3]]
-    assert batch["labels"].tolist() == [[IGNORED, 8, 9], [10, 11, 12]]
+def test_pairs_are_data_sets_whose_store_gives_each_its_embedding(tmp_path: Path) -> None:
+    config = PairsConfig(num_samples=60, bare_turns=0.5, other_questions=True, seed=3)
+    write_pairs(tmp_path / "pairs", draws_of(), config, fingerprint="0123456789abcdef")
+    captions = open_source(SourceConfig(format="captions", path=str(tmp_path / "pairs" / "captions.jsonl")))
+    dialogues = open_source(SourceConfig(format="llava", path=str(tmp_path / "pairs" / "dialogues.json")))
+    assert len(captions) + len(dialogues) == 60
+    assert min(len(captions), len(dialogues)) > 15
+    store = FeatureStore.open(tmp_path / "pairs" / "features", fingerprint="0123456789abcdef")
+    assert len(store) == 60
+    drawn = draws_of().draw(60, np.random.default_rng(3))[1]
+    for source in (captions, dialogues):
+        for sample in source:
+            row = store.row_of(media_key(source.name, sample.media or ""))
+            torch.testing.assert_close(store.get([row], [0])[0], drawn[int(sample.media or "")], atol=1e-3, rtol=0)
+
+
+def test_pairs_that_are_there_are_left_alone_and_others_replaced(tmp_path: Path) -> None:
+    def write(fingerprint: str) -> int:
+        write_pairs(tmp_path / "pairs", draws_of(), PairsConfig(num_samples=8), fingerprint=fingerprint)
+        return (tmp_path / "pairs" / "done.json").stat().st_mtime_ns
+
+    first = write("a" * 16)
+    assert write("a" * 16) == first
+    assert write("b" * 16) != first
+    FeatureStore.open(tmp_path / "pairs" / "features", fingerprint="b" * 16)

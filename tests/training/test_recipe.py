@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from bindlm.errors import ConfigError
-from bindlm.training.mini.stages import SpaceRecipe, StageRecipe
+from bindlm.training.mini.recipes import PairsRecipe, ReadoutRecipe, SpaceRecipe
 from bindlm.training.recipe import load_recipe, plain
 from bindlm.training.stage_recipe import Stage
 from bindlm.training.stage_recipe import StageRecipe as BoundStageRecipe
@@ -20,12 +20,13 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["1-readout", "2-bind", "3-instruct"])
-def test_shipped_stage_recipes_are_read_whole(name: str) -> None:
-    recipe = load_recipe(RECIPES / f"{name}.yaml", StageRecipe)
-    assert recipe.num_steps > 0
-    assert 0 < recipe.mix.classes + recipe.mix.emoji <= 1
-    assert 0 < recipe.noise.cosine_low < recipe.noise.cosine_high < 1
+def test_the_minis_own_preparations_are_read_whole() -> None:
+    readout = load_recipe(RECIPES / "0-readout.yaml", ReadoutRecipe)
+    pairs = load_recipe(RECIPES / "0-pairs.yaml", PairsRecipe)
+    assert min(readout.num_steps, pairs.pretrain.num_samples, pairs.instruct.num_samples) > 0
+    for draw in (readout.draw, pairs.pretrain.draw, pairs.instruct.draw):
+        assert 0 < draw.classes + draw.emoji <= 1
+        assert 0 < draw.noise.cosine_low < draw.noise.cosine_high < 1
 
 
 def test_shipped_space_recipe_names_files_whose_hash_is_known() -> None:
@@ -36,8 +37,8 @@ def test_shipped_space_recipe_names_files_whose_hash_is_known() -> None:
 
 
 def test_overrides_win_over_the_file_and_reach_inside_sections() -> None:
-    recipe = load_recipe(RECIPES / "2-bind.yaml", StageRecipe, ["num_steps=3", "mix.bare_turns=0.25"])
-    assert (recipe.num_steps, recipe.mix.bare_turns) == (3, 0.25)
+    recipe = load_recipe(RECIPES / "0-readout.yaml", ReadoutRecipe, ["num_steps=3", "draw.classes=0.25"])
+    assert (recipe.num_steps, recipe.draw.classes) == (3, 0.25)
 
 
 @pytest.mark.parametrize(
@@ -48,27 +49,27 @@ def test_overrides_win_over_the_file_and_reach_inside_sections() -> None:
         ("num_steps: 1.5\nbatch_size: 1\nlearning_rate: 1\n", "num_steps must be of type int"),
         ("num_steps: true\nbatch_size: 1\nlearning_rate: 1\n", "num_steps must be of type int"),
         ("num_steps: 1\n", "lacks batch_size, learning_rate"),
-        ("num_steps: 1\nbatch_size: 1\nlearning_rate: 1\nmix: {clases: 1}\n", "mix: unknown key 'clases'"),
-        ("num_steps: 1\nbatch_size: 1\nlearning_rate: 1\nmix: 3\n", "mix must be a section"),
+        ("num_steps: 1\nbatch_size: 1\nlearning_rate: 1\ndraw: {clases: 1}\n", "draw: unknown key 'clases'"),
+        ("num_steps: 1\nbatch_size: 1\nlearning_rate: 1\ndraw: 3\n", "draw must be a section"),
         ("- 1\n- 2\n", "must hold key: value lines"),
         ("a: [1\n", "not valid YAML"),
     ],
 )
 def test_a_wrong_recipe_is_one_clear_error(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_recipe(write(tmp_path, text), StageRecipe)
+        load_recipe(write(tmp_path, text), ReadoutRecipe)
     assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("override", ["num_steps", "=3", "num_steps.inner=3"])
 def test_a_wrong_override_is_refused(override: str) -> None:
     with pytest.raises(ConfigError):
-        load_recipe(RECIPES / "2-bind.yaml", StageRecipe, [override])
+        load_recipe(RECIPES / "0-readout.yaml", ReadoutRecipe, [override])
 
 
 def test_a_missing_recipe_is_named() -> None:
     with pytest.raises(ConfigError, match="no recipe nowhere.yaml"):
-        load_recipe(Path("nowhere.yaml"), StageRecipe)
+        load_recipe(Path("nowhere.yaml"), ReadoutRecipe)
 
 
 STAGE = """\

@@ -7,6 +7,7 @@ Weights are counted on the meta device; what a step adds is found in a rehearsal
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -24,6 +25,11 @@ __all__ = ["MemoryEstimate", "StepShape", "estimate_memory", "meta_model"]
 RUNTIME_BYTES = {"cpu": 200_000_000, "cuda": 700_000_000}
 """What is there beside tensors. CPU: threads, code paged in by the first step, heap that the allocator keeps; measured
 by benchmarks/training_memory.py. CUDA: the context and cuBLAS's workspaces."""
+
+HEAP_SHARE = {"cpu": 0.25, "cuda": 0.0}
+"""What an allocator cannot give to anybody, as a share of a step's activations with nothing computed again. glibc
+leaves holes where forward's temporaries lay between what backward needs, of checkpointed layers as well: measured by
+the same benchmark."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class MemoryEstimate:
     activations: int
     """What forward and backward add to these at their fullest moment: kept for backward, logits, temporaries."""
     runtime: int
-    """Context of the device, threads, heap."""
+    """Context of the device, threads, and what its allocator holds and cannot use."""
 
     @property
     def total(self) -> int:
@@ -117,31 +123,27 @@ def estimate_memory(
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     split = num_processes if is_sharded else 1
-    gathered = _gathered_bytes(model) if is_sharded and num_processes > 1 else 0
-    if not is_sharded and num_processes > 1:
-        gathered = num_bytes(trained)  # DDP's buckets
-    largest = max((num_bytes([parameter]) for parameter in trained), default=0)
-    weights = {"frozen": num_bytes(frozen) // split, "trained": num_bytes(trained) // split}
-    gradients, moments = num_bytes(trained) // split, 2 * num_bytes(trained) // split
-    step = rehearse_step(
-        model,
-        shape,
-        bf16=bf16,
-        gradient_checkpointing=gradient_checkpointing,
-        gradients_stand=accumulation > 1 or is_sharded,
+    gathered = 0
+    if num_processes > 1:
+        gathered = _gathered_bytes(model) if is_sharded else num_bytes(trained)  # else DDP's buckets
+    step = partial(rehearse_step, shape=shape, bf16=bf16, is_accumulating=accumulation > 1)
+    kept = step(model)
+    activations = (
+        step(meta_model(config, stage, tuning), gradient_checkpointing=True) if gradient_checkpointing else kept
     )
-    fullest = step + (gradients if accumulation > 1 or is_sharded else 0)
-    # The update holds all gradients and, on a CPU, two temporaries of a tensor's size; backward may hold less or more.
-    updating = gradients + (2 * largest if device == "cpu" else 0)
+    # AdamW's update of a tensor makes two of its size on a CPU; on CUDA it is one fused kernel.
+    largest = max((num_bytes([parameter]) for parameter in trained), default=0)
+    updating = 2 * largest if device == "cpu" else 0
     return MemoryEstimate(
         num_trained=sum(parameter.numel() for parameter in trained),
         num_frozen=sum(parameter.numel() for parameter in frozen),
-        **weights,
-        gradients=gradients,
-        optimizer=moments,
+        frozen=num_bytes(frozen) // split,
+        trained=num_bytes(trained) // split,
+        gradients=num_bytes(trained) // split,
+        optimizer=2 * num_bytes(trained) // split,
         gathered=gathered,
-        activations=max(fullest, updating) - gradients,
-        runtime=RUNTIME_BYTES[device],
+        activations=max(activations, updating),
+        runtime=RUNTIME_BYTES[device] + round(HEAP_SHARE[device] * kept),
     )
 
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from bindlm.errors import ConfigError
 from bindlm.injections import find_decoder_layers
-from bindlm.training.answers import head_only_at, summed_loss
+from bindlm.training.answers import Owned, head_only_at, summed_loss
 from bindlm.training.sharding import trained_in
 
 _REHEARSED = (3, 5)
@@ -63,19 +63,24 @@ class StepShape:
 
 
 def rehearse_step(
-    model: Any, shape: StepShape, *, bf16: bool = False, gradient_checkpointing: bool = False, gradients_stand: bool
+    model: Any,
+    shape: StepShape,
+    *,
+    bf16: bool = False,
+    gradient_checkpointing: bool = False,
+    is_accumulating: bool = False,
 ) -> int:
-    """Bytes that forward and backward of one micro-batch take beside the weights, at their fullest moment.
+    """Bytes that forward and backward of one micro-batch take beside weights and gradients, at their fullest moment.
 
-    A deep decoder is not run as a whole: each further layer adds the same.
+    Gradients are not in it: the trainer has them all stand from the first moment of backward (`answers.touch`). A deep decoder is not run as a whole: each further layer adds the same.
 
     Args:
         model: a `BindLMForConditionalGeneration` on the meta device, prepared for its stage. It is used up.
         shape: of the micro-batch.
         bf16: whether under autocast.
         gradient_checkpointing: whether decoder layers are computed again in backward.
-        gradients_stand: whether gradients of an earlier micro-batch are there already, which the caller counts; else
-            they are part of the result.
+        is_accumulating: whether gradients of an earlier micro-batch are there already; then the zeros of
+            `answers.touch` come on top, which are the gradients else.
     """
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -89,16 +94,15 @@ def rehearse_step(
         for depth in depths:
             decoder.layers, decoder.config.num_hidden_layers = layers[:depth], depth
             for parameter in model.parameters():
-                stands = gradients_stand and parameter.requires_grad
-                parameter.grad = torch.zeros_like(parameter) if stands else None
-            peaks.append(_peak_of_step(model, shape, bf16))
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+            peaks.append(_peak_of_step(model, shape, bf16, trained_in(model) if is_accumulating else []))
     if len(depths) == 1:
         return peaks[0]
     slope = (peaks[1] - peaks[0]) / (depths[1] - depths[0])
     return round(peaks[1] + slope * (len(layers) - depths[1]))
 
 
-def _peak_of_step(model: Any, shape: StepShape, bf16: bool) -> int:
+def _peak_of_step(model: Any, shape: StepShape, bf16: bool, touched: list[Owned]) -> int:
     live = LiveBytes()
     with live:
         with _Certain(), torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
@@ -106,7 +110,7 @@ def _peak_of_step(model: Any, shape: StepShape, bf16: bool) -> int:
             positions = torch.zeros_like(ids)  # of packed rows: the mask is made, as for padded ones
             places = torch.zeros(shape.target_tokens, dtype=torch.long)
             condition = {"condition": _condition(model, ids, shape.media)} if shape.media else {}
-            with head_only_at(model.language_model, places, trained_in(model)):
+            with head_only_at(model.language_model, places, touched):
                 output = model.language_model(input_ids=ids, position_ids=positions, use_cache=False, **condition)
             loss = summed_loss(output.logits, torch.zeros_like(places))
         if loss.requires_grad:
