@@ -22,9 +22,9 @@ from bindlm.tuning.stages import Tuning, prepare_stage
 
 __all__ = ["MemoryEstimate", "StepShape", "estimate_memory", "meta_model"]
 
-RUNTIME_BYTES = {"cpu": 200_000_000, "cuda": 700_000_000}
-"""What is there beside tensors. CPU: threads, code paged in by the first step, heap that the allocator keeps; measured
-by benchmarks/training_memory.py. CUDA: the context and cuBLAS's workspaces."""
+RUNTIME_BYTES = {"cpu": 100_000_000, "cuda": 700_000_000}
+"""What is there beside tensors. CPU: threads and code paged in by the first step, measured by
+benchmarks/training_memory.py. CUDA: the context and cuBLAS's workspaces."""
 
 HEAP_SHARE = {"cpu": 0.25, "cuda": 0.0}
 """What an allocator cannot give to anybody, as a share of a step's activations with nothing computed again. glibc
@@ -127,10 +127,9 @@ def estimate_memory(
     if num_processes > 1:
         gathered = _gathered_bytes(model) if is_sharded else num_bytes(trained)  # else DDP's buckets
     step = partial(rehearse_step, shape=shape, bf16=bf16, is_accumulating=accumulation > 1)
-    kept = step(model)
-    activations = (
-        step(meta_model(config, stage, tuning), gradient_checkpointing=True) if gradient_checkpointing else kept
-    )
+    activations = step(model, gradient_checkpointing=gradient_checkpointing)
+    has_holes = HEAP_SHARE[device] > 0
+    kept = step(meta_model(config, stage, tuning)) if gradient_checkpointing and has_holes else activations
     # AdamW's update of a tensor makes two of its size on a CPU; on CUDA it is one fused kernel.
     largest = max((num_bytes([parameter]) for parameter in trained), default=0)
     updating = 2 * largest if device == "cpu" else 0

@@ -72,7 +72,8 @@ def rehearse_step(
 ) -> int:
     """Bytes that forward and backward of one micro-batch take beside weights and gradients, at their fullest moment.
 
-    Gradients are not in it: the trainer has them all stand from the first moment of backward (`answers.touch`). A deep decoder is not run as a whole: each further layer adds the same.
+    Gradients are not in it: the trainer has them all stand from the first moment of backward (`answers.touch`). A deep
+    decoder is not run as a whole: each further layer adds the same.
 
     Args:
         model: a `BindLMForConditionalGeneration` on the meta device, prepared for its stage. It is used up.
