@@ -36,7 +36,7 @@ test: $(STAMPS)/test
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
-	@$(PY) -m pytest -m "not network" $(ARGS)
+	@$(PY) -m pytest -m "not network" --numprocesses auto --dist loadfile $(ARGS)
 
 check: $(STAMPS)/test
 	@$(PY) -m ruff format .

@@ -207,7 +207,7 @@ def test_a_sharded_model_describes_what_the_whole_one_does(tmp_path):
         for rank in "01"
     ]
     try:
-        faults = [process.communicate(timeout=100)[1] for process in both]
+        faults = [process.communicate(timeout=200)[1] for process in both]
     finally:
         for process in both:
             process.kill()

@@ -39,7 +39,7 @@ def packed_batch():
 
 
 def bytes_of_real_step(model, folder, monkeypatch, **settings):
-    """The most that lived at once in a step of the trainer, and the gradients that it left."""
+    """The most that lived at once in a step of the trainer."""
     seen = {}
     step = BindTrainer.training_step
 
@@ -47,7 +47,7 @@ def bytes_of_real_step(model, folder, monkeypatch, **settings):
         live = LiveBytes()
         with live:
             loss = step(self, *args, **kwargs)
-        seen["peak"], seen["now"] = live.peak, live.now
+        seen["peak"] = live.peak
         return loss
 
     monkeypatch.setattr(BindTrainer, "training_step", watched)
@@ -65,39 +65,44 @@ def bytes_of_real_step(model, folder, monkeypatch, **settings):
     return seen["peak"]
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3"])
-@pytest.mark.parametrize("stage", ["pretrain", "instruct"])
-@pytest.mark.parametrize("is_checkpointed", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "stage", "is_checkpointed"),
+    [
+        ("llama", "pretrain", False),
+        ("llama", "pretrain", True),
+        ("llama", "instruct", False),
+        ("llama", "instruct", True),
+        ("qwen3", "instruct", False),
+        ("gemma3", "instruct", True),
+    ],
+)
 def test_a_rehearsed_step_takes_what_a_real_one_takes(kind, stage, is_checkpointed, tmp_path, monkeypatch):
     model = tiny_model(kind)
     prepare_stage(model, stage, TUNING)
-    gradients = num_bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
     real = bytes_of_real_step(model, tmp_path, monkeypatch, gradient_checkpointing=is_checkpointed)
     rehearsed = rehearse_step(
         meta_model(tiny_config(tiny_text_config(kind)), stage, TUNING),
         StepShape.of(packed_batch()),
         gradient_checkpointing=is_checkpointed,
     )
-    # The trainer's own sums and the moment at which a gradient is still two tensors are the rest.
-    assert rehearsed + gradients == pytest.approx(real, rel=0.04)
+    assert rehearsed == pytest.approx(real, rel=0.005)  # worst: 0.4 %, the batch itself
 
 
 def test_a_rehearsed_step_in_bfloat16_takes_what_a_real_one_takes(tmp_path, monkeypatch):
     tuning = TuningConfig(frozen_dtype="bfloat16")
     model = tiny_model()
     prepare_stage(model, "instruct", tuning)
-    gradients = num_bytes(parameter for parameter in model.parameters() if parameter.requires_grad)
     real = bytes_of_real_step(model, tmp_path, monkeypatch, bf16=True)
     rehearsed = rehearse_step(meta_model(tiny_config(), "instruct", tuning), StepShape.of(packed_batch()), bf16=True)
-    assert rehearsed + gradients == pytest.approx(real, rel=0.04)
+    assert rehearsed == pytest.approx(real, rel=0.005)
 
 
 @pytest.mark.parametrize("is_checkpointed", [False, True])
 def test_a_deep_decoder_need_not_be_run_whole(is_checkpointed, monkeypatch):
-    config = tiny_config(tiny_text_config(num_hidden_layers=9))
+    config = tiny_config(tiny_text_config(num_hidden_layers=6))
     shape = StepShape.of(packed_batch())
     short = rehearse_step(meta_model(config, "instruct", TUNING), shape, gradient_checkpointing=is_checkpointed)
-    monkeypatch.setattr(rehearsal, "_REHEARSED", (9, 10))
+    monkeypatch.setattr(rehearsal, "_REHEARSED", (6, 7))
     whole = rehearse_step(meta_model(config, "instruct", TUNING), shape, gradient_checkpointing=is_checkpointed)
     assert short == pytest.approx(whole, rel=1e-3)
 
@@ -142,17 +147,16 @@ def test_precision_counts_where_it_is_set():
 
 
 def test_more_of_a_batch_takes_more_and_checkpointing_takes_less():
-    config = tiny_config(tiny_text_config(num_hidden_layers=8))
+    def step(shape, **settings):
+        return rehearse_step(meta_model(tiny_config(), "pretrain", TUNING), shape, **settings)
 
-    def activations(shape, **settings):
-        return estimate_memory(config, "pretrain", TUNING, shape, **settings).activations
-
-    small, long = StepShape(4, 64, 16, 2), StepShape(4, 128, 16, 2)
-    assert activations(long) > 1.8 * activations(small)
-    assert activations(StepShape(4, 64, 200, 2)) > activations(small)
-    assert activations(small, gradient_checkpointing=True) < 0.5 * activations(small)
-    assert activations(StepShape(4, 64, 16, 0)) < activations(small)  # nothing trains on text alone, nothing is kept
-    assert activations(small, accumulation=2) > activations(small)
+    small = step(StepShape(4, 64, 16, 2))
+    assert step(StepShape(8, 64, 16, 2)) > 1.8 * small
+    assert step(StepShape(4, 64, 200, 2)) > small
+    assert step(StepShape(4, 64, 16, 2), gradient_checkpointing=True) < 0.7 * small
+    assert step(StepShape(4, 64, 16, 0)) < 0.3 * small  # nothing trains on text alone, so nothing is kept
+    gradients = num_bytes(each for each in meta_model(tiny_config(), "pretrain", TUNING).bridge.parameters())
+    assert small < step(StepShape(4, 64, 16, 2), is_accumulating=True) <= small + 2.2 * gradients
 
 
 def test_sharding_splits_what_stands_and_gathers_what_runs():
@@ -229,10 +233,8 @@ def test_known_sizes_have_their_published_numbers_of_parameters(name, language_m
 def test_the_table_has_a_row_for_each_combination(monkeypatch):
     tiny = {**tiny_text_config().to_dict(), "model_type": "llama"}
     monkeypatch.setattr(tables, "SIZES", {**SIZES, "tiny": tiny})
-    rows = memory_table(["tiny"], shape=StepShape(2, 16, 8), device="cpu")
-    assert [(row.stage, row.precision) for row in rows] == [
-        (stage, precision) for stage in ("pretrain", "instruct") for precision in PRECISIONS
-    ]
+    rows = memory_table(["tiny"], ["pretrain"], shape=StepShape(2, 16, 8))
+    assert [(row.stage, row.precision) for row in rows] == [("pretrain", precision) for precision in PRECISIONS]
     lines = as_markdown(rows).splitlines()
     assert len(lines) == 2 + len(rows)
     assert len({line.count("|") for line in lines}) == 1

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bindlm.cli.loading import quiet_libraries
+from bindlm.cli.loading import quiet_libraries, telling_licences
 from bindlm.cli.options import positive_int
 from bindlm.cli.output import print_json, say
 from bindlm.errors import ConfigError
@@ -53,7 +53,8 @@ def run(options: Namespace) -> int:
     if recipe.features is None:
         raise ConfigError(f"{options.recipe} has no features; say where they are to be kept: features.path=DIR")
     started = time.monotonic()
-    report = extract(recipe, recipe.features, options)
+    with telling_licences():
+        report = extract(recipe, recipe.features, options)
     seconds = time.monotonic() - started
     describe(report)
     if options.json:

@@ -3,7 +3,8 @@
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from bindlm.cli.output import is_debugging, say
@@ -17,7 +18,27 @@ def load_model(reference: str | None) -> Any:
         say(f"loading {reference or 'the mini'}")
     import bindlm
 
-    return bindlm.load(reference)
+    with telling_licences():
+        return bindlm.load(reference)
+
+
+@contextmanager
+def telling_licences() -> Iterator[None]:
+    """Say the terms of weights that are loaded in the block, where the libraries' own warnings are kept quiet."""
+    from bindlm.encoders.licences import LicenceWarning
+
+    show = warnings.showwarning
+
+    def tell(message: Any, category: Any, *others: Any, **options: Any) -> None:
+        if issubclass(category, LicenceWarning):
+            say(str(message))
+        else:
+            show(message, category, *others, **options)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LicenceWarning)
+        warnings.showwarning = tell
+        yield
 
 
 def load_embedder(reference: str | None, senses: Sequence[str], *, all_towers: bool = False) -> Any:
@@ -36,15 +57,10 @@ def load_embedder(reference: str | None, senses: Sequence[str], *, all_towers: b
     if sys.stderr.isatty():
         say(f"loading {reference or 'the mini'}")
     from bindlm.embedding import load_embedder as load
-    from bindlm.encoders.licences import LicenceWarning
 
     try:
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always", LicenceWarning)
+        with telling_licences():
             embedder = load(reference, modalities=None if all_towers else list(senses), progress=True)
-        for warning in told:
-            if issubclass(warning.category, LicenceWarning):
-                say(str(warning.message))
     except ConfigError as error:
         if missing := [sense for sense in senses if repr(sense) in str(error)]:
             raise ConfigError(f"{error}\n{_cure(missing)}") from error

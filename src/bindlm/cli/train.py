@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from bindlm.cli.loading import quiet_libraries
+from bindlm.cli.loading import quiet_libraries, telling_licences
 from bindlm.cli.options import positive_int
 from bindlm.cli.output import print_json, say
 
@@ -42,7 +42,8 @@ def run(options: Namespace) -> int:
         return _dry_run(recipe, options)
     from bindlm.training.run import train_stage
 
-    result = train_stage(recipe, is_fresh=options.fresh, say=say)
+    with telling_licences():
+        result = train_stage(recipe, is_fresh=options.fresh, say=say)
     training = result.training
     if options.json:
         print_json(

@@ -127,9 +127,9 @@ def estimate_memory(
     if num_processes > 1:
         gathered = _gathered_bytes(model) if is_sharded else num_bytes(trained)  # else DDP's buckets
     step = partial(rehearse_step, shape=shape, bf16=bf16, is_accumulating=accumulation > 1)
-    activations = step(model, gradient_checkpointing=gradient_checkpointing)
+    fullest = step(model, gradient_checkpointing=gradient_checkpointing)
     has_holes = HEAP_SHARE[device] > 0
-    kept = step(meta_model(config, stage, tuning)) if gradient_checkpointing and has_holes else activations
+    kept = step(meta_model(config, stage, tuning)) if gradient_checkpointing and has_holes else fullest
     # AdamW's update of a tensor makes two of its size on a CPU; on CUDA it is one fused kernel.
     largest = max((num_bytes([parameter]) for parameter in trained), default=0)
     updating = 2 * largest if device == "cpu" else 0
@@ -141,8 +141,8 @@ def estimate_memory(
         gradients=num_bytes(trained) // split,
         optimizer=2 * num_bytes(trained) // split,
         gathered=gathered,
-        activations=max(activations, updating),
-        runtime=RUNTIME_BYTES[device] + round(HEAP_SHARE[device] * kept),
+        activations=max(fullest - num_bytes(trained), updating),
+        runtime=RUNTIME_BYTES[device] + round(HEAP_SHARE[device] * max(kept - num_bytes(trained), 0)),
     )
 
 

@@ -6,7 +6,8 @@ of a norm, of LoRA or of another family of decoders; the count agrees with a rea
 """
 
 import weakref
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,21 +71,21 @@ def rehearse_step(
     gradient_checkpointing: bool = False,
     is_accumulating: bool = False,
 ) -> int:
-    """Bytes that forward and backward of one micro-batch take beside weights and gradients, at their fullest moment.
+    """Bytes that forward and backward of one micro-batch take beside the weights, at their fullest moment.
 
-    Gradients are not in it: the trainer has them all stand from the first moment of backward (`answers.touch`). A deep
-    decoder is not run as a whole: each further layer adds the same.
+    Gradients are in it. A deep decoder is not run as a whole: each further layer adds the same.
 
     Args:
         model: a `BindLMForConditionalGeneration` on the meta device, prepared for its stage. It is used up.
         shape: of the micro-batch.
         bf16: whether under autocast.
         gradient_checkpointing: whether decoder layers are computed again in backward.
-        is_accumulating: whether gradients of an earlier micro-batch are there already; then the zeros of
-            `answers.touch` come on top, which are the gradients else.
+        is_accumulating: whether gradients of an earlier micro-batch are there already.
     """
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # the name since transformers 5.2x, and the one before
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     model.train()
     model.set_lora_scope("always")  # which rows have a condition is in the data, and there are none
     decoder, layers = model.language_model.get_decoder(), find_decoder_layers(model.language_model)
@@ -94,29 +95,60 @@ def rehearse_step(
         _materialize(model)
         for depth in depths:
             decoder.layers, decoder.config.num_hidden_layers = layers[:depth], depth
-            for parameter in model.parameters():
-                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-            peaks.append(_peak_of_step(model, shape, bf16, trained_in(model) if is_accumulating else []))
+            peaks.append(_peak_of_step(model, shape, bf16, is_accumulating))
     if len(depths) == 1:
         return peaks[0]
     slope = (peaks[1] - peaks[0]) / (depths[1] - depths[0])
     return round(peaks[1] + slope * (len(layers) - depths[1]))
 
 
-def _peak_of_step(model: Any, shape: StepShape, bf16: bool, touched: list[Owned]) -> int:
+def _peak_of_step(model: Any, shape: StepShape, bf16: bool, is_accumulating: bool) -> int:
     live = LiveBytes()
+    model.zero_grad()
     with live:
+        touched = trained_in(model) if is_accumulating else []
+        if is_accumulating:
+            _make_gradients(model)
         with _Certain(), torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
-            ids = torch.zeros(shape.rows, shape.row_tokens, dtype=torch.long)
-            positions = torch.zeros_like(ids)  # of packed rows: the mask is made, as for padded ones
-            places = torch.zeros(shape.target_tokens, dtype=torch.long)
-            condition = {"condition": _condition(model, ids, shape.media)} if shape.media else {}
-            with head_only_at(model.language_model, places, touched):
-                output = model.language_model(input_ids=ids, position_ids=positions, use_cache=False, **condition)
-            loss = summed_loss(output.logits, torch.zeros_like(places))
+            loss = _loss(model, shape, touched)
         if loss.requires_grad:
             loss.backward()
     return live.peak
+
+
+def _loss(model: Any, shape: StepShape, touched: list[Owned]) -> Tensor:
+    """Forward; nothing but what autograd keeps outlives it, as in the trainer."""
+    ids = torch.zeros(shape.rows, shape.row_tokens, dtype=torch.long)
+    positions = torch.zeros_like(ids)  # of packed rows: the mask is made, as for padded ones
+    places = torch.zeros(shape.target_tokens, dtype=torch.long)
+    condition = {"condition": _condition(model, ids, shape.media)} if shape.media else {}
+    with head_only_at(model.language_model, places, touched), _gradients_from_the_head_on(model, touched):
+        output = model.language_model(input_ids=ids, position_ids=positions, use_cache=False, **condition)
+    return summed_loss(output.logits, torch.zeros_like(places))
+
+
+@contextmanager
+def _gradients_from_the_head_on(model: Any, touched: list[Owned]) -> Iterator[None]:
+    """All gradients stand once backward is through the head, as `answers.touch` has it in training.
+
+    There its zeros become the gradients. Fake ones would be copied: autograd sees that Python holds them as well.
+    """
+
+    def hook(_head: nn.Module, args: tuple[Any, ...]) -> None:
+        if not touched and args[0].requires_grad:
+            args[0].register_hook(lambda _: _make_gradients(model))
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _make_gradients(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def _condition(model: Any, ids: Tensor, media: int) -> Tensor:
