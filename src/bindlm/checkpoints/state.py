@@ -184,7 +184,7 @@ def write_text_atomic(path: _PathLike, text: str) -> None:
     """
     path = Path(path)
     with disk_errors(path.parent), replacing_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # half of a surrogate pair in a name
 
 
 @contextmanager

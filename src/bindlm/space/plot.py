@@ -105,7 +105,7 @@ def plot_embeddings(
     if title:
         axes.set_title(title, parse_math=False)
     axes.legend(frameon=False)
-    _save(figure, Path(path))
+    save_figure(figure, Path(path))
 
 
 def _plain(name: str) -> str:
@@ -113,7 +113,12 @@ def _plain(name: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in name)
 
 
-def _save(figure: object, path: Path) -> None:
+def save_figure(figure: object, path: Path) -> None:
+    """Write a figure of matplotlib; a reader sees the old file or the new one, never a part.
+
+    Raises:
+        BindLMError: the disk refuses.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         figure.savefig(scratch, format=path.suffix[1:].lower(), dpi=150)  # type: ignore[attr-defined]

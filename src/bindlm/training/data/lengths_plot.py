@@ -4,8 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bindlm.errors import BindLMError
-from bindlm.space.plot import check_plot_path
+from bindlm.space.plot import check_plot_path, save_figure
 
 _BINS = 50
 
@@ -36,12 +35,4 @@ def plot_lengths(path: str | os.PathLike[str], lengths: Sequence[int], max_token
     axes.set(xlabel="tokens a sample", ylabel="samples")
     axes.set_title("".join(char if char.isprintable() else "?" for char in title), parse_math=False)
     axes.legend(frameon=False)
-    path = Path(path)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(scratch, format=path.suffix[1:].lower(), dpi=150)
-        os.replace(scratch, path)
-    except OSError as error:
-        raise BindLMError(f"cannot write {path}: {error.strerror}; check its folder and the space there") from error
-    finally:
-        scratch.unlink(missing_ok=True)
+    save_figure(figure, Path(path))

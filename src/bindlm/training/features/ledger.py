@@ -17,6 +17,7 @@ from bindlm import __version__
 from bindlm.checkpoints import save_state_atomic
 from bindlm.checkpoints.home import disk_errors
 from bindlm.checkpoints.scratch import remove_stale
+from bindlm.checkpoints.state import write_text_atomic
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.space.index import checksum
 from bindlm.training.features.digests import ABSENT, DIGEST_BYTES, DigestMap, as_rows, as_words
@@ -33,7 +34,6 @@ from bindlm.training.features.record import (
     describe_views,
     is_whole,
     read_record,
-    write_text_atomic,
 )
 from bindlm.training.features.scan import Block
 from bindlm.training.features.shards import (

@@ -1,15 +1,12 @@
 """What a feature store writes down about itself: `store.json`, and how its files are named and checked."""
 
-import contextlib
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bindlm.checkpoints.home import disk_errors
-from bindlm.checkpoints.scratch import remove_stale, scratch_name
+from bindlm.checkpoints.state import write_text_atomic
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.training.stage_recipe import ViewsConfig
 
@@ -178,23 +175,3 @@ def is_whole(path: Path, record: FileRecord) -> bool:
         return (path / record.file).stat().st_size == record.num_bytes
     except OSError:
         return False
-
-
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write a text file; a reader sees the old one or the new one, never a part.
-
-    Raises:
-        CheckpointError: the disk refuses; the old one is as it was.
-    """
-    temporary = path.with_name(scratch_name(f".{path.name}"))
-    with disk_errors(path.parent):
-        remove_stale(path.parent, f".{path.name}")
-        try:
-            with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
