@@ -13,8 +13,17 @@ from bindlm.embedding import load_embedder
 from bindlm.errors import ConfigError
 from bindlm.training.bound import adopt_prompt, recipe_embedder, recipe_model
 from bindlm.training.data.sample import Turn
+from bindlm.training.dry_run import plan_stage
 from bindlm.training.render import renderer
-from bindlm.training.stage_recipe import ModelRecipe, PromptConfig
+from bindlm.training.stage_recipe import (
+    DataConfig,
+    ModelRecipe,
+    OptimizerConfig,
+    PromptConfig,
+    SourceConfig,
+    Stage,
+    StageRecipe,
+)
 
 CONVERSATIONS = {
     "one question": [("user", "What is this?")],
@@ -89,3 +98,16 @@ def test_the_seed_decides_the_new_bridge(parts: ModelRecipe) -> None:
 def test_an_encoder_without_weights_is_refused(parts: ModelRecipe) -> None:
     with pytest.raises(ConfigError, match="encoder_weights must name"):
         recipe_model(ModelRecipe(language_model=parts.language_model, encoder=parts.encoder))
+
+
+def test_a_dry_run_needs_no_sizes_of_a_published_encoder(parts: ModelRecipe, tmp_path: Path) -> None:
+    (tmp_path / "captions.tsv").write_text("image\tcaption\na.jpg\ta cat\nb.jpg\ta dog\n")
+    recipe = StageRecipe(
+        stage=Stage.PRETRAIN,
+        output=tmp_path / "run",
+        model=parts,
+        data=DataConfig(sources=(SourceConfig("captions", str(tmp_path / "captions.tsv")),)),
+        optimizer=OptimizerConfig(learning_rate=1e-3, num_steps=2, batch_size=2, micro_batch_size=2),
+    )
+    plan = plan_stage(recipe)
+    assert plan.memory.num_trained == plan.parameters.trained > 0

@@ -1,5 +1,6 @@
 """What a recipe would train, on how much, and in how much memory: `bindlm train RECIPE --dry-run`."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,7 +98,7 @@ def plan_stage(recipe: StageRecipe) -> StagePlan:
     if not isinstance(data, TrainingData):
         raise ConfigError("A streamed data set has no size to plan with; give --dry-run a part of it on the disk.")
     prepare_stage(model, recipe.stage, recipe.tuning)
-    shape = _largest(data)
+    shape, table = _largest(data), parameter_table(model)
     memory = estimate_memory(
         type(model.config).from_dict(config),
         recipe.stage,
@@ -106,8 +107,12 @@ def plan_stage(recipe: StageRecipe) -> StagePlan:
         bf16=recipe.run.bf16,
         gradient_checkpointing=recipe.run.gradient_checkpointing,
         accumulation=accumulation,
+        num_processes=int(os.environ.get("WORLD_SIZE", "1")),
+        is_sharded=bool(recipe.run.trainer.get("fsdp")),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        encoder=model.encoder.to("meta") if isinstance(model.config.encoder_weights, str) else None,
     )
-    return StagePlan(data.summary(), data.num_steps, accumulation, parameter_table(model), memory, shape)
+    return StagePlan(data.summary(), data.num_steps, accumulation, table, memory, shape)
 
 
 def _largest(data: TrainingData) -> StepShape:

@@ -14,6 +14,7 @@ from torch import nn
 
 from bindlm.checkpoints.notice import human_size
 from bindlm.configuration import BindLMConfig
+from bindlm.encoders import JointEncoder
 from bindlm.errors import ConfigError
 from bindlm.injections import find_decoder_layers
 from bindlm.modeling import BindLMForConditionalGeneration
@@ -93,6 +94,7 @@ def estimate_memory(
     is_sharded: bool = False,
     holds_encoder: bool = False,
     device: str = "cpu",
+    encoder: JointEncoder | None = None,
 ) -> MemoryEstimate:
     """Memory of a stage on each device.
 
@@ -110,6 +112,7 @@ def estimate_memory(
         holds_encoder: whether the encoder's weights count too. With features given it never runs, and on a CPU its
             mapped file stays on the disk.
         device: "cpu" or "cuda".
+        encoder: on the meta device, where `config` names published weights, which bring their sizes themselves.
 
     Raises:
         ConfigError: an impossible setting, or a stage that does not fit the model.
@@ -118,7 +121,7 @@ def estimate_memory(
         raise ConfigError(f"device must be one of {', '.join(RUNTIME_BYTES)}, got {device!r}.")
     if accumulation < 1 or num_processes < 1:
         raise ConfigError(f"accumulation and num_processes must be at least 1, got {accumulation}, {num_processes}.")
-    model = meta_model(config, stage, tuning)
+    model = meta_model(config, stage, tuning, encoder)
     parameters = _distinct(model.parameters() if holds_encoder else _without_encoder(model))
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
@@ -146,11 +149,13 @@ def estimate_memory(
     )
 
 
-def meta_model(config: BindLMConfig, stage: str, tuning: Tuning) -> BindLMForConditionalGeneration:
+def meta_model(
+    config: BindLMConfig, stage: str, tuning: Tuning, encoder: JointEncoder | None = None
+) -> BindLMForConditionalGeneration:
     """A model prepared for a stage, without a byte of weights."""
     config = BindLMConfig.from_dict(config.to_dict())  # preparing writes into it
     with torch.device("meta"):
-        model = BindLMForConditionalGeneration(config)
+        model = BindLMForConditionalGeneration(config, encoder=encoder)
         prepare_stage(model, stage, tuning)
     return model
 
