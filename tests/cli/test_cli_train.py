@@ -28,6 +28,12 @@ def test_a_dry_run_prints_data_parameters_and_memory(recipe, bindlm_command, tmp
     assert "in all, on each device" in run.out
 
 
+def test_settings_may_stand_after_options(recipe, bindlm_command, tmp_path):
+    run = bindlm_command("train", recipe, "--dry-run", f"output={tmp_path}", "--json", "optimizer.num_steps=3")
+    assert run.code == 0, run.err
+    assert json.loads(run.out)["num_steps"] == 3
+
+
 def test_a_dry_run_as_json_is_one_object(recipe, bindlm_command, tmp_path):
     run = bindlm_command("train", recipe, f"output={tmp_path}", "--dry-run", "--json")
     plan = json.loads(run.out)

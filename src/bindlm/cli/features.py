@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bindlm.cli.loading import quiet_libraries, telling_licences
 from bindlm.cli.options import positive_int
 from bindlm.cli.output import print_json, say
+from bindlm.cli.parser import Parser
 from bindlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ SHOWN = 20
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    if isinstance(parser, Parser):
+        parser.takes_options_between = True
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file, such as those in recipes/")
     parser.add_argument(
         "overrides",

@@ -7,11 +7,14 @@ from typing import Any
 from bindlm.cli.loading import quiet_libraries, telling_licences
 from bindlm.cli.options import positive_int
 from bindlm.cli.output import print_json, say
+from bindlm.cli.parser import Parser
 
 EXIT_INTERRUPTED = 130
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    if isinstance(parser, Parser):
+        parser.takes_options_between = True
     parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file, such as those in recipes/")
     parser.add_argument(
         "overrides",
