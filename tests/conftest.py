@@ -10,7 +10,8 @@ import pytest
 # Before anything imports the hub's client, which reads it once. For the others: HF_HUB_OFFLINE=0 pytest -m network
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # `make test` runs a process a core, and threads of two would tread on each other
+# `make test` runs a process a core, and the threads of two would tread on each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shared machine can be slow for a second, and a run of CI must not depend on luck.
