@@ -117,6 +117,7 @@ def ours(folder: Path, options: argparse.Namespace, results: Any) -> None:
         log_every=1,
         save_every=10_000,
         bf16=options.dtype == "bfloat16",
+        compile_layers=options.compile,
         callbacks=[Clock()],
     )
     tokens = sum(int((data[step]["media_rows"] >= 0).sum()) for step in range(1, len(data)))
@@ -257,6 +258,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--imagebind", type=int, default=0, metavar="SAMPLES", help="also encode with ImageBind-huge")
+    parser.add_argument("--compile", action="store_true", help="decoder layers through torch.compile")
     parser.add_argument("--alone", action="store_true", help="this project's loop only")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
