@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from bindlm.checkpoints import resolve
 from bindlm.encoders import JointEncoder, load_encoder
 from bindlm.encoders.registry import model_type_of
 from bindlm.errors import ConfigError, MediaError
+
+if TYPE_CHECKING:
+    from bindlm.processing import BindLMImageProcessor
 
 __all__ = ["Embedder", "load_embedder"]
 
@@ -253,7 +256,16 @@ def _embedder_of_bound_model(folder: Path, *, local_files_only: bool, progress: 
     from bindlm.processing import image_processor_in
 
     encoder = load_bound_encoder(folder, local_files_only=local_files_only, progress=progress)
-    processor = image_processor_in(folder)
+    return bound_embedder(encoder, image_processor_in(folder))
+
+
+def bound_embedder(encoder: JointEncoder, processor: "BindLMImageProcessor | None") -> Embedder:
+    """The encoder of a bound model, with the image processor that its pictures go through.
+
+    Args:
+        encoder: of the model.
+        processor: of the model; None where the encoder prepares pictures.
+    """
     if processor is None:
         return Embedder(encoder)
 

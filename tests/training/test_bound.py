@@ -9,7 +9,7 @@ from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import bindlm
-from bindlm.embedding import load_embedder
+from bindlm.embedding import bound_embedder, load_embedder
 from bindlm.errors import ConfigError
 from bindlm.training.bound import adopt_prompt, recipe_embedder, recipe_model
 from bindlm.training.data.sample import Turn
@@ -85,8 +85,18 @@ def test_two_published_parts_make_a_model_that_saves_and_loads_without_either(
 
 
 def test_the_features_encoder_is_the_models(parts: ModelRecipe) -> None:
+    """`bindlm features` loads the encoder alone, `bindlm train` takes the model's: one store serves both."""
     model, embedder = recipe_model(parts), recipe_embedder(parts)
     torch.testing.assert_close(embedder.embed(image=picture(2)), model.embed(image=picture(2)))
+    own = bound_embedder(model.encoder, model.processor.image_processor)
+    assert own.fingerprint == embedder.fingerprint
+    assert torch.equal(own.embed(image=picture(2)), embedder.embed(image=picture(2)))
+
+
+def test_the_minis_encoder_is_the_same_with_and_without_its_language_model() -> None:
+    recipe = ModelRecipe(start_from="mini")
+    model, embedder = recipe_model(recipe), recipe_embedder(recipe)
+    assert bound_embedder(model.encoder, model.processor.image_processor).fingerprint == embedder.fingerprint
 
 
 def test_the_seed_decides_the_new_bridge(parts: ModelRecipe) -> None:

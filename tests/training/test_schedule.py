@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 
 from bindlm.errors import ConfigError
-from bindlm.training.schedule import build_schedule, warmup_cosine
+from bindlm.training.schedule import step_multiplier, warmup_cosine
 
 from ..golden import GOLDEN
 
@@ -44,7 +45,7 @@ def optimizer_of(*rates: float) -> torch.optim.Optimizer:
 
 def rates_over(optimizer: torch.optim.Optimizer, steps: int, **settings: Any) -> list[list[float]]:
     """The rates each of `steps` optimizer steps is taken at."""
-    schedule, rates = build_schedule(optimizer, **settings), []
+    schedule, rates = LambdaLR(optimizer, step_multiplier(**settings)), []
     for _ in range(steps):
         rates.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
@@ -88,13 +89,13 @@ def test_all_warmup_never_falls() -> None:
 def test_schedule_goes_on_where_a_saved_one_stopped() -> None:
     whole = rates_over(optimizer_of(1.0), 10, num_steps=10, warmup_steps=3)
     optimizer = optimizer_of(1.0)
-    schedule = build_schedule(optimizer, num_steps=10, warmup_steps=3)
+    schedule = LambdaLR(optimizer, step_multiplier(num_steps=10, warmup_steps=3))
     for _ in range(6):
         optimizer.step()
         schedule.step()
     states = schedule.state_dict(), optimizer.state_dict()
     other = optimizer_of(1.0)
-    resumed = build_schedule(other, num_steps=10, warmup_steps=3)
+    resumed = LambdaLR(other, step_multiplier(num_steps=10, warmup_steps=3))
     other.load_state_dict(states[1])
     resumed.load_state_dict(states[0])
     for step in range(6, 10):
@@ -115,4 +116,4 @@ def test_schedule_goes_on_where_a_saved_one_stopped() -> None:
 )
 def test_impossible_schedules_are_refused(settings: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
-        build_schedule(optimizer_of(1.0), **settings)
+        step_multiplier(**settings)

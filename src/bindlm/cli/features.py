@@ -112,7 +112,7 @@ def describe(report: "FeatureReport") -> None:
     for key, reason in report.unreadable[:SHOWN]:
         say(f"left out: {key}: {reason}")
     if len(report.unreadable) > SHOWN:
-        say(f"and {len(report.unreadable) - SHOWN} more: {store.path / 'unreadable.jsonl'} lists them all")
+        say(f"and {len(report.unreadable) - SHOWN} more: {store.unreadable_path} lists them all")
 
 
 def as_json(report: "FeatureReport", seconds: float) -> dict[str, Any]:

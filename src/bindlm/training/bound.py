@@ -72,6 +72,11 @@ def _anywhere(reference: str) -> str:
     return str(path.resolve()) if path.exists() else reference
 
 
+def encoder_name(recipe: ModelRecipe) -> str:
+    """What a feature store calls the encoder of a recipe's model."""
+    return recipe.start_from or str(recipe.encoder_weights)
+
+
 def recipe_embedder(recipe: ModelRecipe, *, progress: bool = True) -> Embedder:
     """The frozen encoder of a recipe's model alone, with its preprocessing; no language model is read.
 
@@ -85,7 +90,7 @@ def recipe_embedder(recipe: ModelRecipe, *, progress: bool = True) -> Embedder:
         raise ConfigError("model.encoder_weights must name the encoder's published file or folder.")
     settings: dict[str, Any] = dict(recipe.encoder or {})
     embedder = Embedder(load_published_encoder(settings, _anywhere(recipe.encoder_weights), progress=progress))
-    embedder.name = recipe.encoder_weights
+    embedder.name = encoder_name(recipe)
     return embedder
 
 

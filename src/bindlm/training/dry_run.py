@@ -1,6 +1,5 @@
 """What a recipe would train, on how much, and in how much memory: `bindlm train RECIPE --dry-run`."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from bindlm.errors import ConfigError
 from bindlm.training.bound import recipe_model
 from bindlm.training.memory import MemoryEstimate, estimate_memory
 from bindlm.training.rehearsal import StepShape
-from bindlm.training.run import open_sources, training_data
+from bindlm.training.run import num_processes, open_sources, training_data
 from bindlm.training.samples import DataSummary, TrainingData
 from bindlm.training.stage_recipe import StageRecipe
 from bindlm.tuning.parameter_table import ParameterTable, parameter_table
@@ -107,7 +106,7 @@ def plan_stage(recipe: StageRecipe) -> StagePlan:
         bf16=recipe.run.bf16,
         gradient_checkpointing=recipe.run.gradient_checkpointing,
         accumulation=accumulation,
-        num_processes=int(os.environ.get("WORLD_SIZE", "1")),
+        num_processes=num_processes(),
         is_sharded=bool(recipe.run.trainer.get("fsdp")),
         device="cuda" if torch.cuda.is_available() else "cpu",
         encoder=model.encoder.to("meta") if isinstance(model.config.encoder_weights, str) else None,

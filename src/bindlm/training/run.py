@@ -1,31 +1,31 @@
 """One stage of training, from a recipe to a folder with the model: what `bindlm train` calls."""
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bindlm.embedding import Embedder
+from bindlm.embedding import Embedder, bound_embedder
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.modeling import BindLMForConditionalGeneration
 from bindlm.training.batches import Embeddings
-from bindlm.training.bound import adopt_prompt, recipe_embedder, recipe_model
+from bindlm.training.bound import adopt_prompt, encoder_name, recipe_model
 from bindlm.training.captions_callback import CaptionCallback, caption_pictures
 from bindlm.training.checkpointing import full_state
 from bindlm.training.data.sources import Source, media_key, open_source
 from bindlm.training.features.extract import extract_features
+from bindlm.training.features.scan import media_of
 from bindlm.training.features.store import FeatureStore
 from bindlm.training.plan import num_micro_batches
 from bindlm.training.recipe import plain
 from bindlm.training.record import write_record
 from bindlm.training.samples import TrainingData
-from bindlm.training.schedule import warmup_cosine
+from bindlm.training.schedule import step_multiplier
 from bindlm.training.stage_recipe import FeaturesConfig, OptimizerConfig, StageRecipe
 from bindlm.training.streamed import StreamedData
 from bindlm.training.trainer import TrainResult, fit
@@ -113,9 +113,7 @@ def open_sources(recipe: StageRecipe) -> list[Source]:
     return sources
 
 
-def open_features(
-    recipe: StageRecipe, sources: Sequence[Source], embedder: Embedder, say: Callable[[str], None]
-) -> FeatureStore:
+def open_features(recipe: StageRecipe, sources: Sequence[Source], embedder: Embedder, say: Say) -> FeatureStore:
     """The embeddings of the data's media; what is missing is made first.
 
     Raises:
@@ -143,32 +141,23 @@ def open_features(
 
 def _lacks_media(store: FeatureStore, sources: Sequence[Source]) -> bool:
     """Whether data were added, or files changed, since the store was made."""
-    known = _unreadable(store)
+    known = store.unreadable()
     for source in sources:
-        for batch in source.rows.select_columns(["media"]).iter(batch_size=10_000):
-            keys = [media_key(source.name, media) for media in batch["media"] if media is not None]
-            if any(row < 0 and key not in known for row, key in zip(store.rows_of(keys), keys, strict=True)):
+        keys = (media_key(source.name, media) for media, _ in media_of(source.rows) if media is not None)
+        while batch := list(islice(keys, 10_000)):
+            if any(row < 0 and key not in known for row, key in zip(store.rows_of(batch), batch, strict=True)):
                 return True
     return bool(store.stale(sources))
 
 
 def _leave_out_unreadable(sources: Sequence[Source], store: FeatureStore, say: Say) -> None:
     """Take samples out whose medium no encoder can read; one torn file must not stop a run over millions."""
-    known = _unreadable(store)
+    known = store.unreadable()
     for source in sources:
         prefix = media_key(source.name, "")
         if media := {key.removeprefix(prefix) for key in known if key.startswith(prefix)}:
             source.leave_out(media)
-            say(f"{source.name}: samples of {len(media)} unreadable media left out; {store.path}/unreadable.jsonl")
-
-
-def _unreadable(store: FeatureStore) -> set[str]:
-    """Keys of media that an extraction could not use."""
-    try:
-        lines = (store.path / "unreadable.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    return {json.loads(line)["key"] for line in lines}
+            say(f"{source.name}: samples of {len(media)} unreadable media left out; {store.unreadable_path}")
 
 
 def training_data(
@@ -190,7 +179,7 @@ def training_data(
     Raises:
         ConfigError: streaming without `optimizer.num_steps`, media without embedding, or nothing to learn.
     """
-    optimizer, num_devices = recipe.optimizer, _world_size()
+    optimizer, num_devices = recipe.optimizer, num_processes()
     num_micro = num_micro_batches(optimizer.batch_size, optimizer.micro_batch_size, num_devices)
     settings: dict[str, Any] = {
         "batch_size": optimizer.batch_size,
@@ -280,14 +269,8 @@ def _schedule(optimizer: OptimizerConfig, num_steps: int, steps_per_epoch: float
     warmup: float = optimizer.warmup_steps
     if optimizer.warmup_epochs is not None:
         warmup = optimizer.warmup_epochs * steps_per_epoch
-    if warmup > num_steps:
-        raise ConfigError(f"The warmup of {warmup:.0f} steps is longer than the run, which has {num_steps}.")
-    return partial(
-        warmup_cosine,
-        learning_rate=1.0,
-        total=num_steps,
-        warmup=warmup,
-        min_learning_rate=optimizer.min_learning_rate / optimizer.learning_rate,
+    return step_multiplier(
+        num_steps=num_steps, warmup_steps=warmup, min_ratio=optimizer.min_learning_rate / optimizer.learning_rate
     )
 
 
@@ -330,12 +313,12 @@ def _embedder(
     recipe: StageRecipe, sources: Sequence[Source], model: BindLMForConditionalGeneration
 ) -> Embedder | None:
     """The encoder in front of the features, or None where no sample has a condition."""
-    has_media = any(
-        media is not None for source in sources for batch in source.rows.iter(1000) for media in batch["media"]
-    )
+    has_media = any(media is not None for source in sources for media, _ in media_of(source.rows))
     if not has_media and not recipe.data.prompt.zero_image_for_text:
         return None
-    return recipe_embedder(recipe.model, progress=_rank() == 0)
+    embedder = bound_embedder(model.encoder, model.processor.image_processor)
+    embedder.name = encoder_name(recipe.model)
+    return embedder
 
 
 def _features_config(recipe: StageRecipe) -> FeaturesConfig:
@@ -358,12 +341,13 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _world_size() -> int:
+def num_processes() -> int:
+    """Processes that `torchrun` has started for this run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _wait_for_all() -> None:
-    if _world_size() > 1:
+    if num_processes() > 1:
         from accelerate import PartialState
 
         PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()

@@ -5,16 +5,12 @@ as long as it is one.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 from bindlm.errors import ConfigError
 
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LambdaLR
-
-__all__ = ["build_schedule", "warmup_cosine"]
+__all__ = ["step_multiplier", "warmup_cosine"]
 
 
 def warmup_cosine(
@@ -41,10 +37,8 @@ def warmup_cosine(
     return min_learning_rate + (learning_rate - min_learning_rate) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def build_schedule(
-    optimizer: "Optimizer", *, num_steps: int, warmup_steps: float = 0.0, min_ratio: float = 0.0
-) -> "LambdaLR":
-    """`warmup_cosine` as a scheduler of torch that is stepped once an optimizer step.
+def step_multiplier(*, num_steps: int, warmup_steps: float = 0.0, min_ratio: float = 0.0) -> Callable[[float], float]:
+    """`warmup_cosine` as what an optimizer step multiplies every group's peak by, for torch's `LambdaLR`.
 
     Each group has its own peak, the rate it is made with; all rise and fall together. With warmup, the first step is
     taken at rate 0, as in the release: it only fills AdamW's averages.
@@ -57,18 +51,13 @@ def build_schedule(
     Raises:
         ConfigError: no steps, warmup that is negative or longer than the run, or a ratio outside [0, 1].
     """
-    from torch.optim.lr_scheduler import LambdaLR
-
     if num_steps < 1 or not 0 <= warmup_steps <= num_steps:
         raise ConfigError(
-            f"A schedule needs at least 1 step and 0 to that many of warmup, got num_steps={num_steps}, "
-            f"warmup_steps={warmup_steps}."
+            "A schedule needs at least 1 step, and warmup that is not negative and not longer than the run; got "
+            f"num_steps={num_steps}, warmup_steps={warmup_steps:g}."
         )
     if not 0 <= min_ratio <= 1:
         raise ConfigError(
             f"The least learning rate must lie between 0 and the peak; it is {min_ratio:g} times the peak."
         )
-    factor = partial(
-        warmup_cosine, learning_rate=1.0, total=num_steps, warmup=warmup_steps, min_learning_rate=min_ratio
-    )
-    return LambdaLR(optimizer, factor)
+    return partial(warmup_cosine, learning_rate=1.0, total=num_steps, warmup=warmup_steps, min_learning_rate=min_ratio)

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from bindlm.training.arguments import build_arguments, taken_fsdp
 from bindlm.training.bind_trainer import BindTrainer, Conductor, Plan, load_trained
 from bindlm.training.identity import run_identity
 from bindlm.training.interruption import listening
-from bindlm.training.schedule import warmup_cosine
+from bindlm.training.schedule import step_multiplier
 
 __all__ = ["BindTrainer", "TrainResult", "fit", "train"]
 _ABSENT = object()
@@ -215,7 +214,7 @@ def train(
         output=folder,
         num_steps=num_steps,
         optimizer_groups=[group for group in groups if group["params"]],
-        schedule=partial(warmup_cosine, learning_rate=1.0, total=num_steps, warmup=warmup_steps),
+        schedule=step_multiplier(num_steps=num_steps, warmup_steps=warmup_steps),
         seed=seed,
         save_every=save_every,
         log_every=max(1, min(10, num_steps // 20)),

@@ -7,6 +7,7 @@ rows = [store.row_of("cc3m/00001.jpg")]
 store.get(rows, views=[0])  # (1, 1024)
 """
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,7 +24,15 @@ from bindlm.media.names import printable
 from bindlm.space.index import checksum
 from bindlm.training.features.digests import ABSENT, as_rows, as_words, file_digest, key_digest
 from bindlm.training.features.keys import KeyEntry, KeyTable
-from bindlm.training.features.record import AGAIN, FileRecord, StoreRecord, describe_views, is_whole, read_record
+from bindlm.training.features.record import (
+    AGAIN,
+    UNREADABLE_FILE,
+    FileRecord,
+    StoreRecord,
+    describe_views,
+    is_whole,
+    read_record,
+)
 from bindlm.training.features.scan import MediaSource, media_of
 from bindlm.training.features.shards import damaged, read_shard
 from bindlm.training.stage_recipe import ViewsConfig
@@ -189,6 +198,19 @@ class FeatureStore:
         for file in (*self._record.shards, *self._record.keys, self._record.index):
             if not is_whole(self.path, file) or (full and checksum(self.path / file.file) != file.checksum):
                 raise damaged(self.path, file)
+
+    @property
+    def unreadable_path(self) -> Path:
+        """The list of media that the last extraction could not use; there is none if it could use all."""
+        return self.path / UNREADABLE_FILE
+
+    def unreadable(self) -> set[str]:
+        """Keys of these media."""
+        try:
+            lines = self.unreadable_path.read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return set()
+        return {json.loads(line)["key"] for line in lines}
 
     def stale(self, sources: Iterable[MediaSource]) -> list[str]:
         """Keys of files that hold something else than when they were embedded; files that are gone are not among them.
