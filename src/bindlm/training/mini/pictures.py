@@ -7,7 +7,6 @@ photographs are kept for testing.
 
 import io
 import re
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from bindlm.checkpoints.debian import fetch_debian_package
+from bindlm.training.mini.catalogue import FURNITURE_FOLDER, libraries, read_catalogue
 
 _EMOJI_PIXELS = 109
 """The only size at which Noto Color Emoji holds its bitmaps."""
@@ -62,29 +62,14 @@ def load_emoji(root: Path) -> Iterator[NamedPicture]:
             yield NamedPicture(f"emoji-{points[0]:x}", name, "emoji", canvas.crop(box))
 
 
-def _furniture_name(raw: str) -> str:
-    """ "Small office chair 2" -> "small office chair"; all-capital brand words are left alone."""
-    name = re.sub(r"\s*\(.*?\)|\s+\d+$", "", raw).strip()
-    return name[:1].lower() + name[1:]
-
-
 def load_furniture(root: Path) -> Iterator[NamedPicture]:
     """Icons of the 820 Sweet Home 3D models, each with its English name."""
-    folder = fetch_debian_package("sweethome3d-furniture", root) / "usr/share/sweethome3d/furniture"
-    for archive in sorted(folder.glob("*.sh3f")):
-        with zipfile.ZipFile(archive) as library:
-            text = library.read("PluginFurnitureCatalog.properties").decode("latin-1")
-            text = re.sub(r"\\u([0-9A-Fa-f]{4})", lambda match: chr(int(match[1], 16)), text)
-            entries = dict(re.findall(r"^([^#=\s]+#\d+)=(.*)$", text, flags=re.MULTILINE))
-            for key, icon in entries.items():
-                if not key.startswith("icon#"):
-                    continue
-                number = key.removeprefix("icon#")
-                name = _furniture_name(entries.get(f"name#{number}", ""))
-                picture = Image.open(io.BytesIO(library.read(icon.lstrip("/")))).convert("RGBA")
-                box = picture.getbbox()
-                if name and box is not None:
-                    yield NamedPicture(f"{archive.stem}-{number}", name, "furniture", picture.crop(box))
+    for name, library in libraries(fetch_debian_package("sweethome3d-furniture", root) / FURNITURE_FOLDER):
+        for entry in read_catalogue(library, name):
+            picture = Image.open(io.BytesIO(library.read(entry.icon))).convert("RGBA")
+            box = picture.getbbox()
+            if entry.name and box is not None:
+                yield NamedPicture(entry.id, entry.name, "furniture", picture.crop(box))
 
 
 def random_background(random: np.random.Generator, side: int) -> Image.Image:
