@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zipfile
 import zlib
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bindlm.training.mini.catalogue import FURNITURE_FOLDER, Entry, libraries, read_catalogue
 from bindlm.binding.sources.notes import licence_note
 from bindlm.binding.sources.render import View, render_depth
 from bindlm.binding.sources.source import (
@@ -27,17 +25,17 @@ from bindlm.binding.sources.source import (
     write_bytes,
     write_table,
 )
+from bindlm.binding.sources.splits import split_of
 from bindlm.binding.sources.surface import Surface, read_surface
 from bindlm.checkpoints.debian import fetch_debian_package
 from bindlm.checkpoints.state import write_text_atomic
 from bindlm.errors import MediaError
+from bindlm.training.mini.catalogue import FURNITURE_FOLDER, Entry, libraries, read_catalogue
 
 NUM_POINTS = 4096
 NUM_VIEWS = 6
 DEPTH_PIXELS = 128
 DEPTH_PAIRS, OBJECTS = "pairs-depth.jsonl", "objects.jsonl"
-_VALIDATION, _TEST = 6, 12
-"""Per cent of the names."""
 _URLS = {
     "CC0 1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
     "CC BY 3.0": "https://creativecommons.org/licenses/by/3.0/",
@@ -80,16 +78,12 @@ def entry_surface(entry: Entry, library: zipfile.ZipFile) -> Surface:
     return read_surface(data, read, name=entry.id).turned(entry.rotation).fitted(entry.size)
 
 
-def split_of(name: str) -> str:
-    """train, validation or test: the same for all that have the same name, so that what is held out is new."""
-    draw = int.from_bytes(hashlib.sha256(name.casefold().encode()).digest()[:4], "big") % 100
-    return "test" if draw < _TEST else "validation" if draw < _TEST + _VALIDATION else "train"
-
-
 def views_of(id: str) -> list[View]:
     """Six views all around, each from somewhat above, drawn by the id alone."""
     random = np.random.default_rng(zlib.crc32(id.encode()))
-    azimuths = (random.uniform(0, 360) + np.arange(NUM_VIEWS) * 360 / NUM_VIEWS + random.uniform(-15, 15, NUM_VIEWS)) % 360
+    azimuths = (
+        random.uniform(0, 360) + np.arange(NUM_VIEWS) * 360 / NUM_VIEWS + random.uniform(-15, 15, NUM_VIEWS)
+    ) % 360
     elevations = random.uniform(15, 35, NUM_VIEWS)
     return [
         View(round(azimuth, 1), round(elevation, 1), size=DEPTH_PIXELS)
@@ -97,9 +91,7 @@ def views_of(id: str) -> list[View]:
     ]
 
 
-def fetch_furniture(
-    folder: Path, root: Path, *, progress: Callable[[str], None] = lambda line: None
-) -> Summary:
+def fetch_furniture(folder: Path, root: Path, *, progress: Callable[[str], None] = lambda line: None) -> Summary:
     """Write icons, clouds, depth pictures, tables and the note of licences into `folder`.
 
     Args:
