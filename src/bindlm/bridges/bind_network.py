@@ -1,9 +1,11 @@
 """The bind network: from the joint embedding to the width of the language model.
 
-ImageBind-LLM (arXiv 2309.03905), Eq. (1): a linear layer, then blocks of RMSNorm, SwiGLU and a residual.
+ImageBind-LLM (arXiv 2309.03905), Eq. (1): a linear layer, then blocks of RMSNorm, SwiGLU and a residual. An older
+release, which Point-LLM builds on, has LayerNorm in its place and a bias on every linear layer.
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +14,18 @@ from torch import Tensor, nn
 from bindlm.errors import ConfigError
 
 
+class BindNorm(StrEnum):
+    """The norm at the head of a block."""
+
+    RMS = "rms_norm"
+    """As released."""
+    LAYER = "layer_norm"
+    """As in the older release; it has a bias."""
+
+
 @dataclass
 class BindNetworkConfig:
-    """Sizes of a bind network; a 7B LLaMA has 1024, 4096 and 16384."""
+    """Sizes and form of a bind network; a 7B LLaMA has 1024, 4096 and 16384."""
 
     input_dim: int
     """Width of the joint embedding, C_I."""
@@ -25,12 +36,17 @@ class BindNetworkConfig:
     num_blocks: int = 3
     """Blocks of RMSNorm, SwiGLU and residual."""
     norm_eps: float = 1e-6
-    """Added to the mean square inside RMSNorm; the release uses 1e-6 whatever its language model uses."""
+    """Added to the mean square (or variance) inside a norm. The release uses 1e-6 whatever its language model uses,
+    the older one 1e-5."""
     input_bias: bool = False
     """Whether the first linear has a bias: the paper prints none, the released code has one."""
     is_output_normalized: bool = False
     """Whether the output passes one more RMSNorm. Neither paper nor release has it; the mini does, because it makes a
     gate mean the same for every picture."""
+    norm: BindNorm = BindNorm.RMS
+    """The norm at the head of each block."""
+    block_bias: bool = False
+    """Whether the linear layers of the blocks have biases, as in the older release."""
 
     def __post_init__(self) -> None:
         if self.hidden_dim is None:
@@ -39,6 +55,28 @@ class BindNetworkConfig:
             value = getattr(self, field)
             if value < 1:
                 raise ConfigError(f"BindNetworkConfig.{field} must be at least 1, got {value}.")
+        try:
+            self.norm = BindNorm(self.norm)
+        except ValueError:
+            known = ", ".join(BindNorm)
+            raise ConfigError(f"BindNetworkConfig.norm must be one of {known}, got {self.norm!r}.") from None
+
+    @classmethod
+    def imagebind_llm(cls, output_dim: int = 4096) -> "BindNetworkConfig":
+        """The released bind network; 4096 is that of 7B."""
+        return cls(input_dim=1024, output_dim=output_dim, input_bias=True)
+
+    @classmethod
+    def imagebind_llm_legacy(cls, output_dim: int = 4096) -> "BindNetworkConfig":
+        """The older one of the beta checkpoint: LayerNorm, and biases everywhere."""
+        return cls(
+            input_dim=1024,
+            output_dim=output_dim,
+            input_bias=True,
+            norm=BindNorm.LAYER,
+            norm_eps=1e-5,
+            block_bias=True,
+        )
 
     def build(self) -> "BindNetwork":
         """A bind network with fresh weights."""
@@ -50,22 +88,28 @@ class BindNetworkConfig:
         assert self.hidden_dim is not None
         first = self.input_dim * self.output_dim + (self.output_dim if self.input_bias else 0)
         block = self.output_dim + 3 * self.output_dim * self.hidden_dim
+        if self.norm is BindNorm.LAYER:
+            block += self.output_dim
+        if self.block_bias:
+            block += 2 * self.hidden_dim + self.output_dim
         return first + self.num_blocks * block + (self.output_dim if self.is_output_normalized else 0)
 
 
 class BindBlock(nn.Module):
-    """RMSNorm, SwiGLU, residual: one step of Eq. (1).
+    """Norm, SwiGLU, residual: one step of Eq. (1).
 
     The paper's w1, w2, w3 are the release's f1, f3, f2: `w1` is the gated branch, `w2` the linear one, `w3` the way
     out. The paper leaves the norm out of the equation "for brevity".
     """
 
-    def __init__(self, dim: int, hidden_dim: int, norm_eps: float) -> None:
+    def __init__(
+        self, dim: int, hidden_dim: int, norm_eps: float, norm: BindNorm = BindNorm.RMS, bias: bool = False
+    ) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(dim, eps=norm_eps)
-        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
-        self.w2 = nn.Linear(dim, hidden_dim, bias=False)
-        self.w3 = nn.Linear(hidden_dim, dim, bias=False)
+        self.norm = (nn.RMSNorm if norm is BindNorm.RMS else nn.LayerNorm)(dim, eps=norm_eps)
+        self.w1 = nn.Linear(dim, hidden_dim, bias=bias)
+        self.w2 = nn.Linear(dim, hidden_dim, bias=bias)
+        self.w3 = nn.Linear(hidden_dim, dim, bias=bias)
 
     def forward(self, feature: Tensor) -> Tensor:
         """`(B, N, C)` -> `(B, N, C)`."""
@@ -88,7 +132,8 @@ class BindNetwork(nn.Module):
         self.config = config
         self.input = nn.Linear(config.input_dim, config.output_dim, bias=config.input_bias)
         self.blocks = nn.ModuleList(
-            BindBlock(config.output_dim, config.hidden_dim, config.norm_eps) for _ in range(config.num_blocks)
+            BindBlock(config.output_dim, config.hidden_dim, config.norm_eps, config.norm, config.block_bias)
+            for _ in range(config.num_blocks)
         )
         self.output_norm = (
             nn.RMSNorm(config.output_dim, eps=config.norm_eps) if config.is_output_normalized else nn.Identity()

@@ -14,27 +14,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from bindlm.errors import ConfigError
+from bindlm.injections.base import Injection, InjectionHook, check_is_free, find_decoder_layers
+
+__all__ = ["AdditiveInjection"]
 
 
-def find_decoder_layers(language_model: nn.Module) -> nn.ModuleList:
-    """The one `ModuleList` of decoder layers of a transformers causal language model.
-
-    Raises:
-        ConfigError: there is none, or its length is not `num_hidden_layers`.
-    """
-    decoder = getattr(language_model, "get_decoder", lambda: language_model)() or language_model
-    layers = getattr(decoder, "layers", None)
-    config: Any = language_model.config
-    count = config.get_text_config().num_hidden_layers
-    if not isinstance(layers, nn.ModuleList) or len(layers) != count:
-        raise ConfigError(
-            f"{type(language_model).__name__} has no ModuleList `layers` of {count} decoder layers, so the condition "
-            "cannot be injected. Supported: transformers decoders of the Llama shape (Llama, Qwen3, Gemma3, Mixtral)."
-        )
-    return layers
-
-
-class AdditiveInjection(nn.Module):
+class AdditiveInjection(Injection):
     """Gates of Eq. (2) and the hooks that apply them.
 
     Args:
@@ -62,6 +47,10 @@ class AdditiveInjection(nn.Module):
         """Whether hooks are on a language model now."""
         return bool(self._handles)
 
+    def attach_to(self, language_model: nn.Module) -> None:
+        """Put the hooks on all decoder layers of a transformers causal language model; see `attach`."""
+        self.attach(find_decoder_layers(language_model))
+
     def attach(self, layers: nn.ModuleList) -> None:
         """Hook every decoder layer; its forward then takes the keyword `condition`, `(B, 1, D_lm)`.
 
@@ -76,8 +65,8 @@ class AdditiveInjection(nn.Module):
             raise ConfigError("This injection is attached already; call detach() first.")
         if len(layers) != len(self.gate):
             raise ConfigError(f"{len(self.gate)} gates cannot serve {len(layers)} decoder layers.")
-        if any(isinstance(hook, _LayerHook) for layer in layers for hook in layer._forward_pre_hooks.values()):
-            raise ConfigError("This language model has an injection already; detach() that one, or load another copy.")
+        for layer in layers:
+            check_is_free(layer)
         for index, layer in enumerate(layers):
             self._handles.append(layer.register_forward_pre_hook(_LayerHook(self, index), with_kwargs=True))
 
@@ -88,7 +77,7 @@ class AdditiveInjection(nn.Module):
         self._handles.clear()
 
 
-class _LayerHook:
+class _LayerHook(InjectionHook):
     """Adds the gated condition to one layer's input."""
 
     def __init__(self, injection: AdditiveInjection, index: int) -> None:
