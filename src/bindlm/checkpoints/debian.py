@@ -59,9 +59,10 @@ def debian_package_file(package: str, scratch: Path, *, packages: str | os.PathL
     if packages is not None and (found := sorted(Path(packages).glob(pattern))):
         return found[-1]
     if shutil.which("apt-get") is None:
+        where = packages or "a folder, to be given as packages="
         raise CheckpointError(
-            f"Debian package {package!r} is needed, and apt-get is not on this machine; run on Debian 12 or Ubuntu, or "
-            f"get {pattern} from a Debian mirror and put it into {packages or 'a folder given as packages='}"
+            f"apt-get is not on this machine, and the Debian package {package!r} is needed; run on Debian 12 or "
+            f"Ubuntu, or get {pattern} from a Debian mirror and put it into {where}"
         )
     try:
         # Nobody is there to be asked.
@@ -82,7 +83,6 @@ def debian_package_file(package: str, scratch: Path, *, packages: str | os.PathL
 
 def _compare(archive: Path, sha256: Mapping[str, str]) -> None:
     """Say where a package is not one of those that are known."""
-    # apt writes the colon of an epoch as %3a, other tools leave it out or as it is.
     if archive.name not in sha256:
         said = f"is not one of the versions that are known ({', '.join(sha256)}); its counts may differ"
     elif sha256_of(archive) != sha256[archive.name]:

@@ -1,10 +1,11 @@
-"""bindlm data check captions.tsv --media-root pictures --plot lengths.png"""
+"""bindlm data check captions.tsv --media-root pictures --plot lengths.png; bindlm data fetch furniture -o folder"""
 
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bindlm.cli import data_fetch
 from bindlm.cli.options import positive_int
 from bindlm.cli.output import print_json, printable, say
 from bindlm.errors import ConfigError
@@ -42,9 +43,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     check.add_argument("--plot", type=Path, metavar="OUT", help="draw the lengths: .png, .svg or .pdf")
     check.add_argument("--bad-rows", type=Path, metavar="OUT", help="JSONL file for rows that cannot be used")
     check.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    data_fetch.add_arguments(actions)
 
 
 def run(options: Namespace) -> int:
+    """Check a data set, or fetch one."""
+    return data_fetch.run(options) if options.action == "fetch" else run_check(options)
+
+
+def run_check(options: Namespace) -> int:
     """Read a data set once; print counts, faults, lengths and three samples."""
     from bindlm.training.data.check import check_source
     from bindlm.training.data.sources import open_source

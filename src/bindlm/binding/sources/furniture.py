@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,6 +28,7 @@ from bindlm.binding.sources.source import (
 from bindlm.binding.sources.splits import split_of
 from bindlm.binding.sources.surface import Surface, read_surface
 from bindlm.checkpoints.debian import fetch_debian_package
+from bindlm.checkpoints.notice import say
 from bindlm.checkpoints.state import write_text_atomic
 from bindlm.errors import MediaError
 from bindlm.training.mini.catalogue import FURNITURE_FOLDER, Entry, libraries, read_catalogue
@@ -91,13 +92,12 @@ def views_of(id: str) -> list[View]:
     ]
 
 
-def fetch_furniture(folder: Path, root: Path, *, progress: Callable[[str], None] = lambda line: None) -> Summary:
+def fetch_furniture(folder: Path, root: Path) -> Summary:
     """Write icons, clouds, depth pictures, tables and the note of licences into `folder`.
 
     Args:
         folder: made where absent; files of an earlier run stay.
         root: folder that keeps unpacked packages.
-        progress: is told every hundred objects.
 
     Raises:
         CheckpointError: the package cannot be had, or the disk is full.
@@ -124,7 +124,7 @@ def fetch_furniture(folder: Path, root: Path, *, progress: Callable[[str], None]
         ]
         objects.append(_described(entry))
         if number % 100 == 0:
-            progress(f"{number} objects")
+            say(f"{number} pieces of furniture are done")
     write_table(folder / PAIRS, rows)
     write_table(folder / DEPTH_PAIRS, depth_rows)
     write_table(folder / OBJECTS, objects)

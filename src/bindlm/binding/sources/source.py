@@ -113,4 +113,3 @@ def write_bytes(file: Path, content: bytes) -> None:
 def is_there(file: Path) -> bool:
     """Whether an earlier run wrote this file: files appear whole, so one that is there and not empty is done."""
     return file.is_file() and os.path.getsize(file) > 0
-

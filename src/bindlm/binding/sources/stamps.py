@@ -1,4 +1,4 @@
-"""Tux Paint's stamps: pictures, captions in 78 languages and sounds, under the GPL: for tests and for your own models."""
+"""Tux Paint's stamps: pictures, captions in 78 languages and sounds, under the GPL: for tests and your own models."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Stamp:
     picture: Path
     """PNG, or SVG where there is no PNG."""
     sound: Path | None
-    """Of the thing, not the spoken caption."""
+    """An effect for the thing, seldom a joke; never the spoken caption."""
 
     @property
     def name(self) -> str:
@@ -71,8 +71,8 @@ def read_captions(data: bytes) -> tuple[str, dict[str, str]]:
     """The English caption and those of other languages: first line English, then lines `language.utf8=caption`."""
     lines = [line.strip() for line in data.decode("utf-8-sig", errors="replace").splitlines()]
     english = lines[0] if lines else ""
-    captions = dict(match.groups() for line in lines[1:] if (match := re.fullmatch(r"([\w@]+)\.utf8=\s*(.+)", line)))
-    return english, {code: text for code, text in captions.items() if text != english}
+    matches = (re.fullmatch(r"([\w@]+)\.utf8=\s*(.+)", line) for line in lines[1:])
+    return english, {match[1]: match[2] for match in matches if match and match[2] != english}
 
 
 def read_options(data: bytes) -> dict[str, str]:
@@ -124,8 +124,12 @@ def fetch_stamps(folder: Path, root: Path) -> Summary:
         except MediaError as error:
             skipped.append(Skipped(stamp.id, str(error)))
     with_sound = [stamp for stamp in stamps if stamp.sound is not None]
-    write_table(folder / PAIRS, [_row(stamp) for stamp in stamps])
-    write_table(folder / AUDIO_PAIRS, [{"audio": _sound_of(stamp), **_row(stamp)} for stamp in with_sound])
+    write_table(
+        folder / PAIRS, [{"image": _image_of(stamp), "text": stamp.caption, **_row(stamp)} for stamp in stamps]
+    )
+    # Without the caption as `text`: the picture is then the only column to bind to.
+    audio_rows = [{"audio": _sound_of(stamp), "image": _image_of(stamp), **_row(stamp)} for stamp in with_sound]
+    write_table(folder / AUDIO_PAIRS, audio_rows)
     languages: dict[str, dict[str, str]] = {}
     for stamp in stamps:
         for code, caption in stamp.captions.items():
@@ -146,8 +150,6 @@ def _sound_of(stamp: Stamp) -> str:
 
 def _row(stamp: Stamp) -> dict[str, Any]:
     return {
-        "image": _image_of(stamp),
-        "text": stamp.caption,
         "label": stamp.name,
         "object": stamp.id,
         "split": "test",
@@ -195,9 +197,9 @@ def _drawn(file: Path) -> bytes:
 
 _NOTE = licence_note(
     "Tux Paint's stamps",
-    "Pictures, captions and sounds of Tux Paint, from Debian's package `tuxpaint-stamps-default`. They are free to use "
-    "for tests and for models that you train yourself; weights that bindlm ships never learn from them, and what you "
-    "give away of them, or made from them, is under the GPL.",
+    "Pictures, captions and sounds of Tux Paint, from Debian's package `tuxpaint-stamps-default`. They are free to "
+    "use for tests and for models that you train yourself; weights that bindlm ships never learn from them, and what "
+    "you give away of them, or made from them, is under the GPL.",
     [
         {
             "what": "all files",
@@ -209,7 +211,7 @@ _NOTE = licence_note(
 )
 
 STAMPS = Source(
-    title="about 700 pictures of animals, food and things with captions and about 100 sounds (Tux Paint; for tests)",
+    title="701 pictures of animals, food and things, captions in 78 languages, 106 sounds (Tux Paint; for tests)",
     packages=(
         Package(
             "apt",
@@ -224,7 +226,7 @@ STAMPS = Source(
     licence="GPL-2: for tests and your own models; weights that learned from it may not ship under Apache-2.0",
     gives="images/ (PNG with alpha), sounds/ (ogg); pairs.jsonl (image, text), pairs-audio.jsonl (audio, image), all "
     "rows `test`; names.json (language -> object -> caption)",
-    counts={},
+    counts={"objects": 701, "images": 701, "sounds": 106, "languages": 77},
     fetch=fetch_stamps,
     may_ship=False,
 )

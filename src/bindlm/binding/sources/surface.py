@@ -194,14 +194,18 @@ def _uv(mesh: Trimesh) -> np.ndarray:
 def _paint(mesh: Trimesh) -> Paint:
     material = getattr(mesh.visual, "material", None)
     diffuse = getattr(material, "diffuse", None)
-    colour = _GREY if diffuse is None else tuple(float(part) / 255 for part in np.asarray(diffuse)[:3])
+    colour = _GREY if diffuse is None else _mean_colour(np.asarray(diffuse)[:3])
     picture = getattr(material, "image", None)
     if picture is None:
         return Paint(colour)
     picture = picture.convert("RGB")
     picture.thumbnail((_MAX_TEXTURE, _MAX_TEXTURE))
     texture = np.asarray(picture)
-    if getattr(mesh.visual, "uv", None) is None:  # a texture without a place: its mean
-        mean = texture.reshape(-1, 3).mean(axis=0) / 255
-        return Paint((float(mean[0]), float(mean[1]), float(mean[2])))
+    if getattr(mesh.visual, "uv", None) is None:
+        return Paint(_mean_colour(texture))  # no point knows its place in the texture
     return Paint(colour, texture)
+
+
+def _mean_colour(pixels: np.ndarray) -> tuple[float, float, float]:
+    red, green, blue = (pixels.reshape(-1, 3).mean(axis=0) / 255).tolist()
+    return red, green, blue
