@@ -1,1 +1,1 @@
-"""Teach a new sense to a joint space: a tower learns to agree with the pictures, or the text, of pairs."""
+"""Binding a new sense: a tower learns to say in a frozen encoder's joint space what a table of pairs shows it."""
