@@ -57,6 +57,7 @@ def load_published_encoder(
         modalities=settings.get("modalities"),
         dtype=torch.float32,
     )
+    encoder.fetch_with(local_files_only=local_files_only, progress=progress)
     return encoder.requires_grad_(False).eval()
 
 
@@ -94,4 +95,5 @@ def load_bound_encoder(folder: Path, *, local_files_only: bool = False, progress
     )
     for tower, reference in config.encoder_weights.items():
         load_tower(encoder, tower, resolve(reference, local_files_only=local_files_only, progress=progress))
+    encoder.fetch_with(local_files_only=local_files_only, progress=progress)
     return encoder.requires_grad_(False).eval()

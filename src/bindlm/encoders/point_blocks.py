@@ -98,7 +98,7 @@ class _MLP(nn.Module):
         return self.fc2(F.gelu(self.fc1(hidden)))
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Pre-norm attention and MLP."""
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float, eps: float) -> None:
@@ -121,7 +121,7 @@ class PositionedBlocks(nn.Module):
 
     def __init__(self, width: int, depth: int, num_heads: int, mlp_ratio: float, eps: float) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(_Block(width, num_heads, mlp_ratio, eps) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, eps) for _ in range(depth))
 
     def forward(self, hidden: Tensor, positions: Tensor, bias: Tensor | None = None) -> Tensor:
         """`hidden` and `positions (B, T, width)`, `bias (B, 1, T, T)` added to the scores -> `(B, T, width)`."""

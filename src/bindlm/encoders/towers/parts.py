@@ -1,0 +1,75 @@
+"""What several towers are made of."""
+
+import torch
+from torch import Tensor, nn
+
+from bindlm.encoders.point_blocks import Block
+
+_EPS = 1e-6
+
+
+class Trunk(nn.Module):
+    """Pre-norm transformer blocks, their tokens averaged, and a linear head.
+
+    Args:
+        width: of the tokens.
+        depth: number of blocks.
+        num_heads: of attention in each.
+        mlp_ratio: hidden width of each MLP, in widths.
+        dim: of the result.
+        drop_path: probability, at the last block, that a sample skips a block in training; less in earlier ones
+            (stochastic depth, arXiv 1603.09382).
+    """
+
+    def __init__(
+        self, width: int, depth: int, num_heads: int, mlp_ratio: float, dim: int, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, num_heads, mlp_ratio, _EPS) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=_EPS)
+        self.head = nn.Linear(width, dim, bias=False)
+        self.drop_paths = [drop_path * (index + 1) / depth for index in range(depth)]
+        self.apply(init_weights)
+
+    def forward(self, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Tokens `(B, T, width)`, with positions of that shape added before each block, to `(B, dim)`."""
+        for block, drop in zip(self.blocks, self.drop_paths, strict=True):
+            given = tokens if positions is None else tokens + positions
+            tokens = keep_some(given, block(given, None), drop) if self.training and drop else block(given, None)
+        return self.head(self.norm(tokens.mean(dim=1)))
+
+
+def keep_some(before: Tensor, after: Tensor, drop: float) -> Tensor:
+    """`after` for most samples, scaled to keep the mean, and `before` for a random share `drop`."""
+    kept = torch.rand(len(before), *[1] * (before.ndim - 1), device=before.device) >= drop
+    return before + (after - before) * (kept.to(before.dtype) / (1 - drop))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Small normal weights, as in vision transformers (arXiv 2010.11929), and no bias."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def adapter_mlp(num_features: int, hidden: int, dim: int, dropout: float) -> nn.Sequential:
+    """LayerNorm, Linear, GELU, Linear: frozen features `(B, F)` to the joint space `(B, dim)`."""
+    return nn.Sequential(
+        nn.LayerNorm(num_features),
+        nn.Linear(num_features, hidden),
+        nn.GELU(),
+        nn.Dropout(dropout),
+        nn.Linear(hidden, dim),
+    )
+
+
+def conv_stem(channels: list[int], *, dims: int, kernel: int = 3) -> nn.Sequential:
+    """Convolutions of stride 2, each but the last with batch norm and GELU: `(B, C, ...)` with every side halved so
+    often."""
+    convolution, norm = (nn.Conv1d, nn.BatchNorm1d) if dims == 1 else (nn.Conv2d, nn.BatchNorm2d)
+    layers: list[nn.Module] = []
+    for width_in, width_out in zip(channels[:-2], channels[1:-1], strict=True):
+        layers += [convolution(width_in, width_out, kernel, 2, kernel // 2, bias=False), norm(width_out), nn.GELU()]
+    layers.append(convolution(channels[-2], channels[-1], kernel, 2, kernel // 2))
+    return nn.Sequential(*layers)
