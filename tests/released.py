@@ -16,6 +16,7 @@ from bindlm.checkpoints.llama_layout import convert_llama_tensors
 from bindlm.tuning.bias_norm import add_biases
 from bindlm.tuning.lora import inject_lora
 
+from .conditioned import conditioned
 from .golden import GOLDEN, golden
 
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
@@ -53,7 +54,7 @@ def released_llama(folder: str, **changes: Any) -> LlamaForCausalLM:
     model = LlamaForCausalLM(config).eval()
     state = dict(convert_llama_tensors(golden(f"{folder}/llama.safetensors"), num_heads=NUM_HEADS))
     model.load_state_dict(state)
-    return model
+    return conditioned(model)
 
 
 def tune(model: LlamaForCausalLM, adapter: dict[str, Tensor]) -> None:
