@@ -47,9 +47,9 @@ def root(tmp_path):
         ("Tent", "tent.obj", "Ann"),
         ("Broken", "broken.obj", ""),
         ("Gone", "gone.obj", ""),
-        ("Hut 2", "tent.obj", "Bo"),
+        ("Hut 2", "tent.obj", "Bo & Ann"),
     ]
-    with zipfile.ZipFile(folder / "Scopia.sh3f", "w") as library:
+    with zipfile.ZipFile(folder / "BlendSwap-CC-BY.sh3f", "w") as library:
         catalogue = "".join(ENTRY.format(number, *row) for number, row in enumerate(rows, start=1))
         library.writestr("PluginFurnitureCatalog.properties", catalogue)
         library.writestr("PluginFurnitureCatalog_de.properties", "name#1=Zelt")
@@ -68,13 +68,13 @@ def test_a_library_becomes_clouds_depth_and_tables_and_broken_entries_are_told(r
     summary = fetch_furniture(folder, root)
     assert dict(summary.counts) == {"objects": 2, "images": 2, "points": 2, "depth": 12}
     assert [(each.id, "gone.obj" in each.reason) for each in summary.skipped] == [
-        ("Scopia-2", False),
-        ("Scopia-3", True),
+        ("BlendSwap-CC-BY-2", False),
+        ("BlendSwap-CC-BY-3", True),
     ]
     for table in summary.tables:
         assert (folder / table).is_file()
     tent, hut = rows_of(folder / "pairs.jsonl")
-    assert (tent["label"], tent["object"], hut["label"]) == ("tent", "Scopia-1", "hut")
+    assert (tent["label"], tent["object"], hut["label"]) == ("tent", "BlendSwap-CC-BY-1", "hut")
     assert tent["split"] == split_of("tent")
     points = load_points(folder / tent["point"])
     assert points.shape == (4096, 3)
@@ -87,7 +87,7 @@ def test_a_library_becomes_clouds_depth_and_tables_and_broken_entries_are_told(r
     assert described[0]["size"] == [2.0, 1.0, 2.0]
     note = (folder / "LICENCE.md").read_text()
     assert "CC BY 3.0" in note
-    assert "Ann, Bo" in note
+    assert "Creators: Ann, Bo." in note
 
 
 def test_depth_pictures_load_as_metres_and_differ_by_view(root, tmp_path):
@@ -99,7 +99,7 @@ def test_depth_pictures_load_as_metres_and_differ_by_view(root, tmp_path):
         assert (depth == 0).any()
         assert 1 < depth[depth > 0].min() < depth.max() < 8
     assert len({each.tobytes() for each in maps}) == 6
-    assert {row["object"] for row in rows[:6]} == {"Scopia-1"}
+    assert {row["object"] for row in rows[:6]} == {"BlendSwap-CC-BY-1"}
     assert len({row["split"] for row in rows[:6]}) == 1
     assert all(15 <= row["elevation"] <= 35 for row in rows)
 
@@ -113,21 +113,21 @@ def test_the_tables_are_ones_that_binding_reads(root, tmp_path):
 def test_a_second_run_only_makes_what_is_missing(root, tmp_path, monkeypatch):
     folder = fetch_furniture(tmp_path / "out", root).folder
     before = {file: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
-    (folder / "depth/Scopia-4-3.png").unlink()
-    (folder / "points/Scopia-4.npy").write_bytes(b"")  # of a full disk
+    (folder / "depth/BlendSwap-CC-BY-4-3.png").unlink()
+    (folder / "points/BlendSwap-CC-BY-4.npy").write_bytes(b"")  # of a full disk
     read = []
     surface = module.entry_surface
     monkeypatch.setattr(
         module, "entry_surface", lambda entry, library: read.append(entry.id) or surface(entry, library)
     )
     fetch_furniture(folder, root)
-    assert set(read) == {"Scopia-2", "Scopia-3", "Scopia-4"}
+    assert set(read) == {"BlendSwap-CC-BY-2", "BlendSwap-CC-BY-3", "BlendSwap-CC-BY-4"}
     assert {file: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()} == before
 
 
 def test_views_are_drawn_by_the_id_alone_and_go_all_around():
-    views = views_of("Scopia-1")
-    assert views == views_of("Scopia-1") != views_of("Scopia-2")
+    views = views_of("BlendSwap-CC-BY-1")
+    assert views == views_of("BlendSwap-CC-BY-1") != views_of("BlendSwap-CC-BY-2")
     gaps = np.diff(sorted(view.azimuth for view in views))
     assert gaps.max() < 100
 

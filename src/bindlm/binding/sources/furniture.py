@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,7 +32,7 @@ from bindlm.checkpoints.debian import fetch_debian_package
 from bindlm.checkpoints.notice import say
 from bindlm.checkpoints.state import write_text_atomic
 from bindlm.errors import MediaError
-from bindlm.training.mini.catalogue import FURNITURE_FOLDER, Entry, libraries, read_catalogue
+from bindlm.training.mini.catalogue import FURNITURE_FOLDER, RIGHTS, Entry, libraries, read_catalogue
 
 NUM_POINTS = 4096
 NUM_VIEWS = 6
@@ -193,12 +194,16 @@ def _described(entry: Entry) -> dict[str, Any]:
 
 def _note(objects: list[dict[str, Any]]) -> str:
     """Each library, its licence and the people who made its models."""
-    by_library: dict[str, dict[str, Any]] = {}
+    creators: dict[str, set[str]] = {}
+    licences = {}
     for each in objects:
-        library = by_library.setdefault(each["library"], {"licence": each["licence"], "creators": set()})
-        library["creators"].update([each["creator"]] if each["creator"] else [])
-    parts: list[Mapping[str, Any]] = [
-        {"what": name, "url": _URLS.get(library["licence"], ""), **library} for name, library in by_library.items()
+        library = each["library"]
+        licences[library] = each["licence"]
+        named = [RIGHTS[library]] if library in RIGHTS else re.split(r" & |, ", each["creator"])
+        creators.setdefault(library, set()).update(name for name in named if name)
+    parts = [
+        {"what": library, "licence": licence, "url": _URLS.get(licence, ""), "creators": creators[library]}
+        for library, licence in licences.items()
     ]
     return licence_note(
         "Furniture",

@@ -25,6 +25,13 @@ LICENCES = {
 }
 """Of each library of Debian's `sweethome3d-furniture`, as its catalogue and its LICENSE.TXT say."""
 
+RIGHTS = {
+    "KatorLegaz": "Andrew Kator & Jennifer Legaz",
+    "Reallusion": "Reallusion",
+    "Scopia": "Emmanuel Puybaret / eTeks and Scopia Visual Interfaces Systems, s.l.",
+}
+"""Whom a library's LICENSE.TXT asks to name, where that is the same for all of its models."""
+
 
 def read_properties(data: bytes) -> dict[str, str]:
     r"""A Java properties file: latin-1, `\uXXXX` for the rest, `\` at the end of a line that goes on in the next.
