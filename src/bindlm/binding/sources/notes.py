@@ -16,6 +16,6 @@ def licence_note(title: str, about: str, parts: Iterable[Mapping[str, Any]]) -> 
     for part in parts:
         licence = f"[{part['licence']}]({part['url']})" if part["url"] else part["licence"]
         creators = sorted(part["creators"], key=str.casefold)
-        made_by = f" Creators: {', '.join(creators)}." if creators else ""
+        made_by = f" Creators: {', '.join(creators).removesuffix('.')}." if creators else ""
         lines.append(f"- **{part['what']}** ({licence}).{made_by}")
     return "\n".join(lines) + "\n"
