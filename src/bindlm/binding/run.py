@@ -206,7 +206,7 @@ def _report(
             scores = evaluated(model, trial, companion)
             splits[split] = {"summary": scores.describe(), **scores.as_json()}
     scale = model.logit_scale().item()
-    return {
+    report = {
         "sense": setup.pairs.modality,
         "tower": tower_settings(setup.tower),
         "parameters": sum(p.numel() for p in model.tower.parameters() if p.requires_grad),
@@ -225,6 +225,7 @@ def _report(
         "versions": versions(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
+    return json.loads(json.dumps(report))  # lists for tuples, as a reader of the file has it
 
 
 def _write_recipe(recipe: BindRecipe) -> None:

@@ -127,9 +127,11 @@ def make_tower(recipe: BindRecipe, dim: int | None) -> Tower:
     """
     torch.manual_seed(recipe.run.seed)
     if recipe.tower.start_from is not None:
-        from bindlm.encoders.bound import load_tower_folder
+        from bindlm.encoders.bound import load_tower_folder, read_tower_folder
 
-        tower = load_tower_folder(recipe.tower.start_from).requires_grad_(True)
+        # built anew, so that what is frozen in its kind, as under LoRA, is frozen here
+        tower = build_tower(**read_tower_folder(recipe.tower.start_from).settings)
+        tower.load_state_dict(load_tower_folder(recipe.tower.start_from).state_dict())
     else:
         kind, settings = recipe.tower.kind, dict(recipe.tower.settings)
         has_dim = "dim" in {field.name for field in dataclasses.fields(TOWER_KINDS[kind].config)}
