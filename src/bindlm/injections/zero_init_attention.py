@@ -208,16 +208,17 @@ class ZeroInitAttention(Injection):
             return None
         tensors = []
         for index, layer in enumerate(self._layers):
-            prompt = self.prompt(index, condition, next(layer.parameters()))
+            prompt = self.prompt(index, find_attention(layer), condition, next(layer.parameters()))
             assert prompt is not None
             tensors.append(torch.stack([prompt.value] if prompt.key is None else [prompt.key, prompt.value], dim=1))
         made = torch.stack(tensors, dim=1)  # (B, L, 1 or 2, H, N, D_head)
         return made.expand(num_rows if len(made) == 1 else len(made), -1, -1, -1, -1, -1)
 
-    def prompt(self, index: int, condition: Tensor | None, like: Tensor) -> AdapterPrompt | None:
+    def prompt(self, index: int, attention: Any, condition: Tensor | None, like: Tensor) -> AdapterPrompt | None:
         """What the queries of the layer `index` of those with a prompt may read; None for nothing.
 
         Args:
+            attention: that layer's.
             condition: as `attach` takes it, or what `precompute` gave.
             like: a tensor of the device and dtype to compute in.
 
@@ -234,7 +235,6 @@ class ZeroInitAttention(Injection):
             self._check_condition(condition)
             tokens = tokens + condition  # (B, N, D_lm), or (B, T, D_lm) with one token
         tokens = tokens.to(like) if like.is_floating_point() else tokens.to(like.device)
-        attention = find_attention(self._layers[index])
         value = project_value(attention, tokens)  # (B, H, N, D_head)
         value = (value * self.factor(index).to(value.device)).to(value.dtype)
         if condition is not None and self.config.needs_condition:
@@ -277,7 +277,9 @@ class _LayerHook(InjectionHook):
         condition = kwargs.pop("condition", None)
         if self.index is not None:
             like = args[0] if args else kwargs["hidden_states"]
-            prompt = self.injection.prompt(self.index, condition, like)
+            # the attention by way of the layer: what differs from layer to layer is then the index alone, and one
+            # compilation serves them all
+            prompt = self.injection.prompt(self.index, find_attention(layer), condition, like)
             if prompt is not None:
                 kwargs["adapter_prompt"] = prompt
                 carry_gradients(layer)
