@@ -427,6 +427,7 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
         if isinstance(config.encoder_weights, dict):
             for tower, reference in config.encoder_weights.items():
                 load_tower(model.encoder, tower, resolve(reference, **fetching))
+        model.encoder.fetch_with(**fetching)  # what is fetched when a question needs it
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
             model.language_model.generation_config = model.generation_config

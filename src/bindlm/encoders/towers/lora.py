@@ -54,6 +54,8 @@ class LoraTowerConfig:
     """On what goes into them, in training."""
     target_modules: list[str] | str = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "out_proj"])
     """Linear layers that get them: ends of names, a regular expression, or "all-linear" (see peft.LoraConfig)."""
+    exclude_modules: str = r".*text_(model|tower|encoder)\..*"
+    """Layers that get none, a regular expression of whole names: here the text tower that CLIP brings along."""
     trained_modules: list[str] = field(default_factory=list)
     """Modules that are trained and saved as a whole, such as the last projection; ends of names."""
 
@@ -177,6 +179,7 @@ def _with_lora(config: LoraTowerConfig, encoder: JointEncoder) -> Any:
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
             target_modules=config.target_modules,
+            exclude_modules=config.exclude_modules or None,
             modules_to_save=config.trained_modules or None,
         )
         return get_peft_model(encoder, settings, adapter_name=_ADAPTER)
