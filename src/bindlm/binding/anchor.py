@@ -23,7 +23,7 @@ from bindlm.binding.recipe import AnchorRecipe
 from bindlm.checkpoints.state import load_state, sha256_of
 from bindlm.embedding import Embedder
 from bindlm.errors import ConfigError, MediaError
-from bindlm.space.zero_shot import class_embeddings
+from bindlm.space.zero_shot import TEMPLATE_SETS, class_embeddings
 from bindlm.training.features.embed import input_side
 from bindlm.training.features.views import cut_views
 from bindlm.training.stage_recipe import ViewsConfig
@@ -124,11 +124,16 @@ def encoded_bank(
         CheckpointError: the disk is full.
     """
     modality = side.column.column
-    embedder.encoder.check_modality(modality)
+    if modality not in embedder.modalities:
+        raise ConfigError(
+            f"The anchor {embedder.name} has no {modality!r}, which a column is named after; it takes "
+            f"{', '.join(embedder.modalities)}."
+        )
     views = recipe.views if modality == "image" else 1
     templates = recipe.templates if modality == "text" else ()
     way = hashlib.sha256(repr((modality, views, templates)).encode()).hexdigest()[:8]
-    store = ArrayStore(cache / f"anchors-{embedder.fingerprint}-{modality}-{way}")
+    fingerprint = embedder.fingerprint_of(modality)
+    store = ArrayStore(cache / f"anchors-{fingerprint}-{modality}-{way}")
     names = [_name(modality, anchor) for anchor in side.anchors]
     missing = [number for number, name in enumerate(names) if name not in store]
     advance(len(names) - len(missing))
@@ -144,7 +149,7 @@ def encoded_bank(
     for number, name in enumerate(names):
         if number not in unusable:
             rows[number] = store.get(name)
-    return AnchorBank(rows, unusable, embedder.fingerprint)
+    return AnchorBank(rows, unusable, fingerprint)
 
 
 def _embed(
@@ -188,7 +193,8 @@ def text_prototypes(embedder: Embedder, texts: Sequence[str], templates: Sequenc
 
     Source: Point-Bind (arXiv 2309.00615), section 3.2, and ULIP, which it builds on; CLIP, section 3.1.4.
     """
-    return class_embeddings(lambda prompts: embedder.embed(text=prompts), texts, templates)
+    named = TEMPLATE_SETS.get(templates[0]) if len(templates) == 1 else None
+    return class_embeddings(lambda prompts: embedder.embed(text=prompts), texts, named or templates)
 
 
 def _name(modality: str, anchor: str) -> str:

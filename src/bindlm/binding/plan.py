@@ -66,7 +66,7 @@ def plan_binding(recipe: BindRecipe) -> BindPlan:
     if len(rows) < 2:
         raise ConfigError(f"There are {len(rows)} pairs to train on; contrast needs at least 2.")
     needs_encoder = any(not side.column.is_feature for side in pairs.sides)
-    embedder = load_anchor(recipe) if needs_encoder else None
+    embedder = load_anchor(recipe, pairs) if needs_encoder else None
     tower = make_tower(recipe, embedder.dim if embedder else None)
     hard = recipe.objective.hard_negatives
     plan = BatchPlan(len(rows), recipe.optimizer.batch_size, recipe.run.seed)

@@ -70,8 +70,8 @@ class AnchorRecipe:
     views: int = 1
     """Embeddings of each picture, of which an epoch draws one; with 1 the whole picture, else random crops."""
     templates: tuple[str, ...] = ()
-    """Sentences around texts, `{}` for the text; their embeddings are averaged (Point-Bind, from ULIP). Empty for the
-    text as it is."""
+    """Sentences around texts, `{}` for the text, or the name of a set of them (photos, sounds, objects); their
+    embeddings are averaged (Point-Bind, from ULIP). Empty for the text as it is."""
     batch_size: int = 8
     """Media a pass of the anchor."""
 
@@ -159,7 +159,7 @@ class ObjectiveRecipe:
     """Anchors from outside the batch that media are held against too: they are ready, so they cost one product."""
 
     def __post_init__(self) -> None:
-        if not self.max_scale >= 1 / self.temperature >= 1:
+        if not (self.temperature > 0 and self.max_scale >= 1 / self.temperature >= 1):
             raise ConfigError(
                 "ObjectiveRecipe.temperature must lie between 1 / max_scale and 1, got "
                 f"{self.temperature} and max_scale {self.max_scale}."
@@ -182,7 +182,9 @@ class OptimizerRecipe:
     """Pairs held against each other, over all devices; at most all there are."""
     micro_batch_size: int = 64
     """Rows whose activations are in memory at once; changes nothing but memory and time."""
-    warmup_epochs: float = 0.0
+    warmup_steps: int = 0
+    """Optimizer steps of warmup; used where `warmup_epochs` is absent."""
+    warmup_epochs: float | None = None
     """Warmup in passes over the data."""
     min_learning_rate: float = 0.0
     """Where the cosine ends."""
@@ -216,8 +218,8 @@ class EvaluateRecipe:
     every: int = 200
     """Optimizer steps between looks at the validation split; 0 for the end alone."""
     templates: tuple[str, ...] = ()
-    """Labels are classified by these sentences in the anchor's text tower (`{}` for the label); empty by the mean
-    anchor of the label's rows."""
+    """Labels are classified by these sentences in the anchor's text tower (`{}` for the label, or a set's name); empty
+    by the mean anchor of the label's rows."""
     max_media: int | None = None
     """Only so many media of the validation split while training; None for all."""
     keep_best: bool = False

@@ -129,7 +129,9 @@ def _fit(
     recipe: BindRecipe, setup: Setup, model: BindingModel, batches: Batches, companion: Companion, *, resume: bool
 ) -> TrainResult:
     optimizer, run = recipe.optimizer, recipe.run
-    warmup = min(optimizer.warmup_epochs * batches.plan.steps_per_epoch, batches.num_steps)
+    warmup: float = optimizer.warmup_steps
+    if optimizer.warmup_epochs is not None:
+        warmup = optimizer.warmup_epochs * batches.plan.steps_per_epoch
     callbacks: list[Any] = [companion]
     trial = setup.trial("validation", recipe.evaluate.max_media)
     if trial is not None:
@@ -149,7 +151,7 @@ def _fit(
         optimizer_groups=_groups(model, optimizer.learning_rate, optimizer.weight_decay),
         schedule=step_multiplier(
             num_steps=batches.num_steps,
-            warmup_steps=warmup,
+            warmup_steps=min(warmup, batches.num_steps),
             min_ratio=optimizer.min_learning_rate / optimizer.learning_rate,
         ),
         betas=optimizer.betas,

@@ -36,8 +36,8 @@ class Setup:
     """By anchor column."""
     tower: Tower
     values: DecodedMedia | BackboneFeatures
-    anchor: dict[str, str] | None
-    """Reference and fingerprint of the anchor, for the trained tower; None where nobody named it."""
+    anchor: dict[str, Any] | None
+    """Reference, fingerprint and senses of the anchor, for the trained tower; None where nobody named it."""
     prototypes: Tensor | None
     """`(C, D_joint)` of the table's labels, where `evaluate.templates` asks for them."""
 
@@ -64,7 +64,7 @@ def prepare(recipe: BindRecipe, say: Say) -> Setup:
     cache = recipe.data.cache or recipe.output / "cache"
     pairs = read_table(recipe)
     say(describe(pairs))
-    embedder = load_anchor(recipe)
+    embedder = load_anchor(recipe, pairs)
     with first_process_first():
         banks = make_banks(recipe, pairs, embedder, cache)
         tower = make_tower(recipe, banks[0].dim)
@@ -85,10 +85,18 @@ def prepare(recipe: BindRecipe, say: Say) -> Setup:
     if len(train) < 2:
         raise ConfigError(f"There are {len(train)} pairs to train on; contrast needs at least 2.")
     decoded.partners = sorted(set(pairs.medium[train].tolist()))
-    anchor = None
-    if embedder is not None:
-        anchor = {"reference": str(recipe.anchor.encoder), "fingerprint": embedder.fingerprint}
+    anchor = _named_anchor(recipe, pairs, embedder)
     return Setup(pairs, banks, tower, values, anchor, _prototypes(recipe, pairs, embedder))
+
+
+def _named_anchor(recipe: BindRecipe, pairs: PairTable, embedder: Embedder | None) -> dict[str, Any] | None:
+    """Reference, fingerprint and senses of the anchor; of one sense alone its own, which outlives further senses."""
+    if embedder is None:
+        return None
+    senses = _senses_needed(recipe, pairs)
+    of_one = senses is not None and len(senses) == 1
+    fingerprint = embedder.fingerprint_of(senses[0]) if senses and of_one else embedder.fingerprint
+    return {"reference": str(recipe.anchor.encoder), "fingerprint": fingerprint, "modalities": senses}
 
 
 def read_table(recipe: BindRecipe) -> PairTable:
@@ -145,19 +153,27 @@ def make_tower(recipe: BindRecipe, dim: int | None) -> Tower:
     return tower
 
 
-def load_anchor(recipe: BindRecipe) -> Embedder | None:
-    """The frozen anchor; None where the recipe names none.
+def load_anchor(recipe: BindRecipe, pairs: PairTable) -> Embedder | None:
+    """The frozen anchor with the senses that are needed; None where the recipe names none.
 
     Raises:
-        ConfigError: it is needed, and not named.
+        ConfigError: it lacks a sense that is needed.
+        CheckpointError: its weights cannot be had.
     """
     if recipe.anchor.encoder is None:
         return None
-    embedder = load_embedder(recipe.anchor.encoder)
+    embedder = load_embedder(recipe.anchor.encoder, modalities=_senses_needed(recipe, pairs))
     embedder.encoder.requires_grad_(False).eval()
     if torch.cuda.is_available():
         embedder.encoder.cuda()
     return embedder
+
+
+def _senses_needed(recipe: BindRecipe, pairs: PairTable) -> tuple[str, ...] | None:
+    """Of the anchor; None for all, where it only gives its name."""
+    needed = [side.column.column for side in pairs.sides if not side.column.is_feature]
+    needed += ["text"] if recipe.evaluate.templates else []
+    return tuple(dict.fromkeys(needed)) or None
 
 
 def make_banks(recipe: BindRecipe, pairs: PairTable, embedder: Embedder | None, cache: Path) -> list[AnchorBank]:
