@@ -192,9 +192,13 @@ class _DecoderHook(InjectionHook):
             raise ConfigError(
                 "Soft tokens take the place of placeholders among input_ids: give those, not embeddings."
             )
-        embedding = layer.get_input_embeddings()  # type: ignore[operator]
-        embeds = self.injection.embed(embedding, input_ids, condition, kwargs.get("past_key_values"))
-        kwargs["inputs_embeds"] = embeds
+        kwargs["inputs_embeds"] = self.injection.embed(
+            layer.get_input_embeddings(),  # type: ignore[operator]
+            input_ids,
+            condition,
+            kwargs.get("attention_mask"),
+            kwargs.get("past_key_values"),
+        )
         if args:
             return (None, *args[1:]), kwargs
         kwargs["input_ids"] = None
@@ -237,7 +241,7 @@ def expand_placeholders(
         placeholder_id: stands once for each medium.
         counts: soft tokens of each medium: one number for all, or by row, in reading order.
         attention_mask: `(B, T)`, 1 where there is a token; None where there is no padding.
-        labels: `(B, T)`; placeholders get none.
+        labels: `(B, T)`; placeholders and the first token of a row get none.
         pad_id: id in the padding.
         padding_side: "left" or "right", of the result.
 
@@ -259,6 +263,7 @@ def expand_placeholders(
         rows["attention_mask"].append(mask.new_ones(len(rows["input_ids"][-1])))
         if labels is not None:
             kept = labels[number][is_token].masked_fill(is_soft, IGNORED_LABEL)
+            kept[:1] = IGNORED_LABEL  # nothing comes before it; padding on the left would be taken for that
             rows["labels"].append(kept.repeat_interleave(repeats))
     fills = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORED_LABEL}
     return {
