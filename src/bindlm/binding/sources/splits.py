@@ -2,7 +2,7 @@
 
 import hashlib
 
-_TEST, _VALIDATION = 12, 6
+_TEST, _VALIDATION = 15, 6
 """Per cent of the names."""
 
 
