@@ -6,6 +6,8 @@ NAME -o FOLDER`), and says what to install where it cannot.
 
 from bindlm.binding.sources.emoji import EMOJI
 from bindlm.binding.sources.furniture import FURNITURE
+from bindlm.binding.sources.recordings import RECORDINGS
+from bindlm.binding.sources.soundfonts import SOUNDFONTS
 from bindlm.binding.sources.source import Package, Skipped, Source, Summary
 from bindlm.binding.sources.stamps import STAMPS
 
@@ -13,6 +15,8 @@ SOURCES: dict[str, Source] = {
     "furniture": FURNITURE,
     "emoji": EMOJI,
     "stamps": STAMPS,
+    "soundfonts": SOUNDFONTS,
+    "recordings": RECORDINGS,
 }
 """Every source by the name that `bindlm data fetch` takes."""
 

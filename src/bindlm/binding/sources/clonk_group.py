@@ -22,13 +22,18 @@ def read_group(data: bytes) -> dict[str, bytes]:
         MediaError: this is no group, or it is cut off.
     """
     try:
-        unpacked = zlib.decompressobj(31).decompress(b"\x1f\x8b" + data[2:], _MAX_BYTES)
+        stream = zlib.decompressobj(31)
+        unpacked = stream.decompress(b"\x1f\x8b" + data[2:], _MAX_BYTES)
+        if not stream.eof:
+            raise ValueError("cut off, or too large")
         return dict(_files(unpacked, ""))
     except (zlib.error, struct.error, ValueError) as error:
         raise MediaError("an OpenClonk group (.ocg) is damaged or of another format; get its package again") from error
 
 
 def _files(group: bytes, parent: str) -> Iterator[tuple[str, bytes]]:
+    if len(group) < _HEADER_BYTES:
+        raise ValueError("no header")
     header = bytearray(group[:_HEADER_BYTES])
     for place in range(0, _HEADER_BYTES - 2, 3):
         header[place], header[place + 2] = header[place + 2], header[place]

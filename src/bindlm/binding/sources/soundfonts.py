@@ -68,8 +68,8 @@ class Voice:
 
     @property
     def id(self) -> str:
-        """`fluid-gm-0-40`, with the first note for an instrument of a drum kit."""
-        note = f"-{self.notes[0]}" if self.bank == _KIT else ""
+        """`fluid-gm-0-40`, with the first and the last note for instruments of a drum kit."""
+        note = f"-{self.notes[0]}-{self.notes[-1]}" if self.bank == _KIT else ""
         return f"{self.font}-{self.bank}-{self.program}{note}"
 
 
