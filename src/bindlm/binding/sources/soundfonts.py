@@ -321,6 +321,6 @@ SOUNDFONTS = Source(
     packages=tuple(Package("apt", package) for package, _ in FONTS.values()),
     licence="MIT (parts public domain or CC0)",
     gives="clips/LABEL/*.flac (44.1 kHz, mono, 2 to 4 s) and pairs.jsonl (audio, label, object, source)",
-    counts={"clips": 5596, "labels": 70},
+    counts={"clips": 5598, "labels": 70},
     fetch=fetch_soundfonts,
 )
