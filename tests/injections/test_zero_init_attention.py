@@ -215,7 +215,7 @@ def test_implementation_may_change_under_an_attached_injection() -> None:
     finally:
         model.config._attn_implementation = "sdpa"
         del ALL_ATTENTION_FUNCTIONS["named"]
-    assert names == ["named"] * 2  # the layers with a prompt; the first looks its function up itself
+    assert names == ["named"] * NUM_LAYERS
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The released adapters' own tensors under bindlm's names: bridges, prompts and gates; the rest is `llama_layout`'s.
 
-Each function takes a whole adapter and returns the state of one part. Missing names are a KeyError's business no
-longer: they are said by name.
+Each function takes a whole adapter and returns the state of one part. One that lacks a tensor is refused by the name of
+that tensor.
 """
 
 import re

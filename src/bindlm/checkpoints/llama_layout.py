@@ -82,7 +82,7 @@ def to_meta_name(name: str) -> str | None:
     if match is None:
         return None
     layer, rest = match.groups()
-    for ours, theirs in {**{ours: theirs for theirs, ours in _LINEARS.items()}}.items():
+    for theirs, ours in _LINEARS.items():
         for part, lora in _LORA.items():
             if rest == f"{ours}.{lora}":
                 block, linear = theirs.split(".")
