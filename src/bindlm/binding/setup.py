@@ -18,6 +18,7 @@ from bindlm.binding.scoring import Trial
 from bindlm.binding.values import BackboneFeatures, DecodedMedia
 from bindlm.embedding import Embedder, load_embedder
 from bindlm.encoders.towers import TOWER_KINDS, AdapterTower, Tower, build_tower
+from bindlm.encoders.towers.views import ViewsAdapter
 from bindlm.errors import ConfigError
 
 __all__ = ["Setup", "prepare", "read_table"]
@@ -68,6 +69,7 @@ def prepare(recipe: BindRecipe, say: Say) -> Setup:
     with first_process_first():
         banks = make_banks(recipe, pairs, embedder, cache)
         tower = make_tower(recipe, banks[0].dim)
+        attach_anchor(tower, embedder)
         if torch.cuda.is_available():
             tower.cuda()
         decoded = DecodedMedia(tower, pairs.media, cache, recipe.data.cache_gb, recipe.augment)
@@ -153,6 +155,18 @@ def make_tower(recipe: BindRecipe, dim: int | None) -> Tower:
     return tower
 
 
+def attach_anchor(tower: Tower, embedder: Embedder | None) -> None:
+    """Give the anchor to a tower that looks through its pictures.
+
+    Raises:
+        ConfigError: the recipe names no anchor, or it knows no pictures.
+    """
+    if isinstance(tower, ViewsAdapter):
+        if embedder is None:
+            raise ConfigError("A views_adapter looks through the anchor's pictures; name it: anchor.encoder=mini.")
+        tower.attach(embedder.encoder, fingerprint=embedder.fingerprint_of("image"))
+
+
 def load_anchor(recipe: BindRecipe, pairs: PairTable) -> Embedder | None:
     """The frozen anchor with the senses that are needed; None where the recipe names none.
 
@@ -173,6 +187,7 @@ def _senses_needed(recipe: BindRecipe, pairs: PairTable) -> tuple[str, ...] | No
     """Of the anchor; None for all, where it only gives its name."""
     needed = [side.column.column for side in pairs.sides if not side.column.is_feature]
     needed += ["text"] if recipe.evaluate.templates else []
+    needed += ["image"] if recipe.tower.kind == "views_adapter" else []
     return tuple(dict.fromkeys(needed)) or None
 
 

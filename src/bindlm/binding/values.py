@@ -26,7 +26,7 @@ SPECTROGRAM_AXES = {"mel_transformer": (-2, -1), "mel_cnn": (-2, -1)}
 
 _OF_THE_NET = (
     "channels depth dim drop_path dropout encoder family group_size hidden_dim lora_alpha lora_dropout mlp_ratio "
-    "num_groups num_heads patch point_width r stem target_modules trained_modules width"
+    "noise num_groups num_heads patch point_width r stem target_modules trained_modules width"
 ).split()
 """Fields of towers' configurations that what is kept of a medium does not depend on."""
 _WORKERS = 2
@@ -147,7 +147,8 @@ class BackboneFeatures:
         recipe = decoded.recipe
         self.num_copies = recipe.views if recipe.is_on and tower.modality != "text" else 0
         changes = [dataclasses.asdict(recipe), self.num_copies, seed] if self.num_copies else None
-        key = key_of([media_settings(tower), getattr(tower.config, "backbone", ""), changes])
+        backbone = getattr(tower.config, "backbone", "") or getattr(tower, "anchor_fingerprint", "")
+        key = key_of([media_settings(tower), backbone, changes])
         self.store = ArrayStore(cache / f"features-{tower.modality}-{key}")
         self.seed = seed
 

@@ -25,6 +25,16 @@ class JointEncoder(nn.Module, ABC):
     def embed(self, modality: str, values: Tensor) -> Tensor:
         """Preprocessed values of one modality to embeddings `(B, D_joint)` before normalisation."""
 
+    def embed_views(self, pixel_values: Tensor) -> Tensor:
+        """Several pictures of each thing: `(B, V, 3, S, S)` -> `(B, D_joint)`, not normalised.
+
+        Raises:
+            ConfigError: the family knows no pictures.
+        """
+        self.check_modality("image")
+        views = F.normalize(self.embed("image", pixel_values.flatten(0, 1)), dim=-1)  # (B * V, D_joint)
+        return views.unflatten(0, pixel_values.shape[:2]).mean(dim=1)
+
     def preprocess(self, modality: str, source: Any, *, allow_url: bool = False) -> Tensor:
         """One medium to what `encode` takes a batch of, without the batch axis.
 

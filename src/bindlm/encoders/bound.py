@@ -20,6 +20,7 @@ from bindlm.checkpoints.state import write_text_atomic
 from bindlm.encoders.base import JointEncoder
 from bindlm.encoders.hosted import read_json
 from bindlm.encoders.towers import Tower, build_tower, tower_settings
+from bindlm.encoders.towers.views import ViewsAdapter
 from bindlm.errors import CheckpointError, ConfigError
 
 MODEL_TYPE = "bindlm_tower"
@@ -153,6 +154,8 @@ class BoundEncoder(JointEncoder):
         self.dim = widths.pop()
         held = anchor.modalities if anchor is not None else ()
         self.modalities = (*(sense for sense in held if sense not in towers), *towers)
+        if anchor is not None:
+            attach_towers(self.towers, anchor)
 
     def embed(self, modality: str, values: Tensor) -> Tensor:
         """By the sense's tower, or else by the anchor."""
@@ -185,6 +188,13 @@ class BoundEncoder(JointEncoder):
         set_fetching(self.towers.values(), local_files_only=local_files_only, progress=progress)
         if self.anchor is not None:
             self.anchor.fetch_with(local_files_only=local_files_only, progress=progress)
+
+
+def attach_towers(towers: nn.ModuleDict, anchor: JointEncoder) -> None:
+    """Give an encoder to the towers that look through its pictures."""
+    for tower in towers.values():
+        if isinstance(tower, ViewsAdapter):
+            tower.attach(anchor)
 
 
 def tower_of(towers: nn.ModuleDict, modality: str) -> Tower:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bindlm.encoders.base import JointEncoder
-from bindlm.encoders.bound import build_towers, embed_by, set_fetching, tower_identity, tower_of
+from bindlm.encoders.bound import attach_towers, build_towers, embed_by, set_fetching, tower_identity, tower_of
 from bindlm.encoders.efficientnet_lite import NUM_FEATURES, SIZES, EfficientNetLite
 from bindlm.errors import ConfigError
 
@@ -61,6 +61,7 @@ class MiniEncoder(JointEncoder):
         self.register_buffer("projection", torch.zeros(config.dim, NUM_FEATURES))
         self.towers = nn.ModuleDict(build_towers({sense: _at_width(config, sense) for sense in config.towers}))
         self.modalities = ("image", *config.towers)
+        attach_towers(self.towers, self)
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """Pooled features, averaged over the views of each picture.
@@ -82,6 +83,10 @@ class MiniEncoder(JointEncoder):
         batch, views = pixel_values.shape[:2]
         flat = pixel_values.flatten(0, 1).to(memory_format=torch.channels_last)  # (B * V, 3, S, S)
         return self.image_tower(flat).unflatten(0, (batch, views)).mean(dim=1)  # (B, 1280)
+
+    def embed_views(self, pixel_values: Tensor) -> Tensor:
+        """Several pictures of each thing, their features averaged: `(B, V, 3, S, S)` -> `(B, D_joint)`."""
+        return self.embed("image", pixel_values)
 
     def embed(self, modality: str, values: Tensor) -> Tensor:
         """Pictures `(B, V, 3, S, S)`, or what a tower takes -> `(B, D_joint)`, before normalisation."""

@@ -11,6 +11,7 @@ from bindlm.encoders.towers.lora import LoraTower, LoraTowerConfig
 from bindlm.encoders.towers.mel import MelCnn, MelCnnConfig, MelTransformer, MelTransformerConfig
 from bindlm.encoders.towers.point import PointTransformer, PointTransformerConfig
 from bindlm.encoders.towers.text import TextAdapter, TextAdapterConfig
+from bindlm.encoders.towers.views import ViewsAdapter, ViewsAdapterConfig
 from bindlm.encoders.towers.vit import Vit, VitConfig
 from bindlm.errors import ConfigError
 
@@ -35,6 +36,7 @@ TOWER_KINDS: dict[str, TowerKind] = {
     "imu": TowerKind(ImuConfig, ImuTower),
     "text_adapter": TowerKind(TextAdapterConfig, TextAdapter),
     "aisfx_adapter": TowerKind(AisfxAdapterConfig, AisfxAdapter),
+    "views_adapter": TowerKind(ViewsAdapterConfig, ViewsAdapter),
     "lora": TowerKind(LoraTowerConfig, LoraTower),
 }
 """Kind of tower to its row. A new kind is one row and one file."""
