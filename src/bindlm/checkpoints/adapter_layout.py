@@ -1,7 +1,6 @@
 """The released adapters' own tensors under bindlm's names: bridges, prompts and gates; the rest is `llama_layout`'s.
 
-Each function takes a whole adapter and returns the state of one part. One that lacks a tensor is refused by the name of
-that tensor.
+Each function takes a whole adapter and returns the state of one part. Where a tensor is missing, the error names it.
 """
 
 import re
