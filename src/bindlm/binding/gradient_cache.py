@@ -28,7 +28,7 @@ def embed_in_chunks(
         embed: `(b, ...)` -> `(b, D)`, each row on its own. Batch norm in training mode is not: its statistics are
             those of a chunk.
         values: `(B, ...)`.
-        chunk: rows at a time.
+        chunk: rows at a time, at most.
         module: what `embed` runs; its batch norms then update their running averages once, not again in backward.
 
     Returns:
@@ -36,7 +36,7 @@ def embed_in_chunks(
     """
     if len(values) <= chunk:
         return embed(values)
-    parts = values.split(chunk)
+    parts = values.tensor_split(-(-len(values) // chunk))  # alike in size: a last one of few rows has no statistics
     if not torch.is_grad_enabled():
         return torch.cat([embed(part) for part in parts])  # (B, D)
 
