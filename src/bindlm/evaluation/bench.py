@@ -1,35 +1,62 @@
-"""`bindlm bench mini`: how often the answer names what a picture shows, beside simpler ways to find out.
-
-Beside the model stand: the plain language model without the picture, the image tower's own 1000-class head (first and
-first five guesses), and the name of the visual cache's nearest entry.
-"""
+"""`bindlm bench mini`: how well the mini names what it is given, beside simpler ways to find out."""
 
 import argparse
 import json
-import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from bindlm.evaluation.photographs import Photograph, fetch_photographs, load_photographs
-from bindlm.evaluation.scoring import is_whole_sentence, names_any, stutters, unknown_words
+from bindlm.evaluation.photograph_answers import QUESTION, as_table, measure
+from bindlm.evaluation.photographs import fetch_photographs, load_photographs
 
-QUESTION = "What is this?"
+if TYPE_CHECKING:
+    from bindlm.evaluation.senses.exam import Exam
+
+SENSES = ("image", "audio", "point", "depth", "text")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Parse, measure, print; see `bindlm bench mini --help`."""
-    parser = argparse.ArgumentParser(prog="bindlm bench", description="Measure the mini on real photographs.")
-    parser.add_argument("name", choices=["mini"], help="what to measure")
-    parser.add_argument("--model", default=None, help="folder or hub id; the bundled mini if left out")
-    parser.add_argument("--split", choices=["validation", "test"], default="test", help="which half")
-    parser.add_argument("--root", type=Path, default=None, help="folder of the photographs")
-    parser.add_argument("--question", default=QUESTION, help="what is asked of each picture")
-    parser.add_argument("--limit", type=int, default=None, help="only the first N pictures")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, every answer included")
-    parser.add_argument("--show", action="store_true", help="print each answer")
-    options = parser.parse_args(list(arguments))
+    options = _parser().parse_args(list(arguments))
+    return _photographs(options) if options.sense == "image" else _sense(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    what = "Measure the mini on real photographs, or on held-out media of another sense."
+    parser = argparse.ArgumentParser(prog="bindlm bench", description=what)
+    add = parser.add_argument
+    add("name", choices=["mini"], help="what to measure")
+    add("--sense", choices=SENSES, default="image", help="image: photographs; else held-out media of that sense")
+    add("--model", default=None, help="folder or hub id; the bundled mini if left out")
+    add("--split", choices=["validation", "test"], default="test", help="which part")
+    add("--root", type=Path, default=None, help="folder of the media; left out, they are fetched through apt and pip")
+    add("--question", default=QUESTION, help="what is asked of each")
+    add("--limit", type=int, default=None, help="only the first N")
+    add("--json", action="store_true", help="print one JSON object, every answer included")
+    add("--show", action="store_true", help="print each answer")
+    other = parser.add_argument_group("senses other than image")
+    other.add_argument("--views", type=int, choices=range(1, 7), default=1, help="depth pictures of each object")
+    other.add_argument(
+        "--training",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="TABLE",
+        help="audio: table of pairs that the tower was trained on, for the nearest training medium; may be repeated",
+    )
+    other.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="audio: leave out recordings of sources that begin so, such as npm:tonejs; may be repeated",
+    )
+    other.add_argument("--neighbours", type=int, default=1000, help="training media to look among; 0 for none")
+    other.add_argument("--batch-size", type=int, default=16, help="media and answers at once")
+    return parser
+
+
+def _photographs(options: argparse.Namespace) -> int:
     fetch_photographs(options.root)
     photographs = load_photographs(options.split, root=options.root, allow_missing=True)
     report = measure(photographs[: options.limit], model=options.model, question=options.question, show=options.show)
@@ -37,121 +64,32 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def measure(
-    photographs: Sequence[Photograph], *, model: str | None = None, question: str = QUESTION, show: bool = False
-) -> dict[str, Any]:
-    """Ask about every photograph and score each way of answering.
-
-    Returns:
-        `ways`: by way and group, right answers (strict, lenient) and pictures; `faults`: shares of the model's answers
-        that stutter, hold a made-up word or are no whole sentence; `answers`: each answer.
-    """
-    from tqdm import tqdm
-
+def _sense(options: argparse.Namespace) -> int:
     import bindlm
-    from bindlm.training.mini.vocabulary import load_vocabulary
+    from bindlm.evaluation.senses.measure import Asking, measure_sense
+    from bindlm.evaluation.senses.report import as_markdown
 
-    bound: Any = bindlm.load(model)
-    plain = bound.ask(question, max_new_tokens=40)
-    lemmas, table = _class_lemmas(), _cache_entries(bound)
-    lexicon = _lexicon(photographs, [entry for row in table for entry in row[:2]], load_vocabulary())
-    answers = []
-    for photograph in tqdm(photographs, desc="asking", file=sys.stderr):
-        picture = photograph.open()
-        answer = bound.answer(question, picture, max_new_tokens=40)
-        pixel_values = bound.processor.image_processor([picture])["pixel_values"]
-        guesses = bound.encoder.class_logits(pixel_values)[0].topk(5).indices.tolist()
-        nearest = answer.joint_neighbours[0]["entry"] if answer.joint_neighbours else None
-        answers.append(
-            {
-                "id": photograph.id,
-                "object": photograph.object,
-                "model": answer.text,
-                "plain language model": plain,
-                "head, first guess": lemmas[guesses[0]],
-                "head, first five": ", ".join(lemmas[guess] for guess in guesses),
-                "nearest cache entry": table[nearest][0] if nearest is not None else "",
-            }
-        )
-        if show:
-            tqdm.write(f"{photograph.object:>20}  {answer.text}", file=sys.stderr)
-    return _score(photographs, answers, lexicon)
-
-
-GROUPS: dict[str, Callable[[Photograph], bool]] = {
-    "all": lambda photograph: True,
-    "photographs": lambda photograph: photograph.photo,
-    "photographs, ImageNet classes": lambda photograph: photograph.photo and photograph.imagenet,
-    "cut-outs": lambda photograph: not photograph.photo,
-}
-WAYS = ("model", "plain language model", "nearest cache entry", "head, first guess", "head, first five")
-
-
-def _score(
-    photographs: Sequence[Photograph], answers: list[dict[str, str]], lexicon: frozenset[str]
-) -> dict[str, Any]:
-    ways: dict[str, Any] = {}
-    for way in WAYS:
-        ways[way] = {}
-        for group, belongs in GROUPS.items():
-            rows = [(p, a[way]) for p, a in zip(photographs, answers, strict=True) if belongs(p)]
-            ways[way][group] = {
-                "strict": sum(names_any(text, p.acceptable) for p, text in rows),
-                "lenient": sum(names_any(text, (*p.acceptable, *p.parents)) for p, text in rows),
-                "pictures": len(rows),
-            }
-    texts = [answer["model"] for answer in answers]
-    count = max(1, len(texts))
-    faults = {
-        "stutter": sum(map(stutters, texts)) / count,
-        "made-up words": sum(bool(unknown_words(text, lexicon)) for text in texts) / count,
-        "no whole sentence": sum(not is_whole_sentence(text) for text in texts) / count,
-    }
-    return {"ways": ways, "faults": faults, "answers": answers}
-
-
-def as_table(report: dict[str, Any], split: str) -> str:
-    """The report as a Markdown table: strict / lenient."""
-    head = report["ways"]["model"]
-    lines = [
-        f"Right answers on the {split} part, strict / with parents accepted",
-        "",
-        "| | " + " | ".join(f"{group} ({head[group]['pictures']})" for group in GROUPS) + " |",
-        "|---|" + "---|" * len(GROUPS),
-    ]
-    for way, groups in report["ways"].items():
-        cells = [f"{groups[group]['strict']} / {groups[group]['lenient']}" for group in GROUPS]
-        lines.append(f"| {way} | " + " | ".join(cells) + " |")
-    lines += ["", *(f"{fault}: {share:.1%} of the model's answers" for fault, share in report["faults"].items())]
-    return "\n".join(lines)
-
-
-def _class_lemmas() -> list[str]:
-    """All WordNet lemmas of each of the 1000 classes: the head is given every synonym."""
-    import csv
-
-    from bindlm.training.mini import vocabulary
-
-    with vocabulary.TABLE.open(encoding="utf-8", newline="") as stream:
-        rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-        return [f"{row['name']}, {row['lemmas'].replace('|', ', ')}" for row in rows]
-
-
-def _cache_entries(bound: Any) -> list[list[str]]:
-    """Name, kind and source of each cache entry, as the mini's folder lists them."""
-    from bindlm.loading import MINI
-
-    folder = MINI if bound.name == "mini" else Path(bound.name)
-    path = folder / "cache_entries.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-
-
-def _lexicon(photographs: Sequence[Photograph], names: Sequence[str], classes: Sequence[Any]) -> frozenset[str]:
-    """Every word that an honest answer could hold: names, kinds, labels, and the words around them."""
-    around = (
-        "this is a an these are kind of it the picture shows so yes no i cannot tell but see in one word color how "
-        "many there where background who made size age photo image of and with or on not thing"
+    bound = bindlm.load(options.model)
+    bound.encoder.check_modality(options.sense)  # before anything is fetched
+    report = measure_sense(
+        bound,
+        _exam(options).first(options.limit),
+        Asking(options.question, options.batch_size, options.neighbours),
+        show=options.show,
     )
-    words = [around, *names, *_class_lemmas(), *(entry.kind for entry in classes)]
-    words += [word for photograph in photographs for word in (*photograph.acceptable, *photograph.parents)]
-    return frozenset(re.findall(r"[a-z]+", " ".join(words).lower()))
+    print(json.dumps(report, indent=2, ensure_ascii=False) if options.json else as_markdown(report, options.split))
+    return 0
+
+
+def _exam(options: argparse.Namespace) -> "Exam":
+    if options.sense == "audio":
+        from bindlm.evaluation.senses.sounds import sounds_exam
+
+        return sounds_exam(options.split, root=options.root, training=options.training, without=options.without)
+    if options.sense == "text":
+        from bindlm.evaluation.senses.texts import texts_exam
+
+        return texts_exam(options.split, root=options.root)
+    from bindlm.evaluation.senses.shapes import shapes_exam
+
+    return shapes_exam(options.sense, options.split, root=options.root, views=options.views)
