@@ -50,12 +50,17 @@ def _item(recording: Recording) -> Item:
 def entries_of(item: Item, entries: Sequence[CacheEntry]) -> list[int]:
     """The cache entries that stand for a recording's name, as the towers' own targets choose them.
 
-    A label that no tower is trained on has the entries that carry one of its right names, or are a kind of it.
+    A label that no tower is trained on has the entries that carry one of its right names, or are a kind of it; where
+    there is none, those whose name ends in one: a pipe organ for an organ.
     """
     if "unnamed" in item.groups:
         return []
     known = load_sound_labels().get(item.label)
     if known is not None and known.exact:
         return known.entries((entry.name, entry.kind, entry.source) for entry in entries)
-    right = {word.casefold() for word in item.acceptable}
-    return [number for number, entry in enumerate(entries) if {entry.name.casefold(), entry.kind.casefold()} & right]
+    right = tuple(word.casefold() for word in item.acceptable)
+    named = [[entry.name.casefold(), entry.kind.casefold()] for entry in entries]
+    exact = [number for number, words in enumerate(named) if set(words) & set(right)]
+    return exact or [
+        number for number, (name, _) in enumerate(named) if name.endswith(tuple(f" {word}" for word in right))
+    ]
