@@ -1,0 +1,76 @@
+"""Give the mini its other senses: `python -m bindlm.binding.mini` (about three quarters of an hour on two cores).
+
+It fetches the data, writes tables of pairs, binds each sense as `bindlm bind recipes/mini/bind-SENSE.yaml` would, and
+puts the towers into the mini. The language model sees none of it. Interrupt it whenever you like; the same command
+goes on where it was.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from bindlm.binding.mini.attach import attach_towers
+from bindlm.binding.mini.tables import SENSES, SOURCES_OF, read_prototypes, write_pairs
+from bindlm.binding.recipe import BindRecipe
+from bindlm.binding.run import bind
+from bindlm.binding.sources import SOURCES
+from bindlm.checkpoints import home
+from bindlm.errors import BindLMError
+from bindlm.loading import MINI
+from bindlm.training.recipe import load_recipe
+
+
+def main() -> int:
+    """Bind the senses and write the model."""
+    parser = argparse.ArgumentParser(prog="python -m bindlm.binding.mini", description=__doc__)
+    parser.add_argument("senses", nargs="*", choices=[*SENSES, []], help="which; all if left out")
+    parser.add_argument("--model", type=Path, default=MINI, help="folder of the mini; the bundled one if left out")
+    parser.add_argument("--recipes", type=Path, default=Path("recipes/mini"), help="folder of the recipes")
+    parser.add_argument("--run", type=Path, default=Path("runs/mini"), help="folder of the run; resumed if there")
+    parser.add_argument("--out", type=Path, default=Path("runs/mini/senses"), help="folder of the finished model")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of torch")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    try:
+        return _run(arguments)
+    except BindLMError as error:
+        print(f"bindlm: error: {error}", file=sys.stderr)
+        return 4
+    except KeyboardInterrupt:
+        print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    start = time.perf_counter()
+
+    def tell(step: str) -> None:
+        print(f"[{time.perf_counter() - start:.0f} s] {step}", file=sys.stderr)
+
+    run: Path = arguments.run
+    prototypes = read_prototypes(arguments.model)
+    senses = arguments.senses or SENSES
+    for sense in senses:
+        for name in SOURCES_OF[sense]:
+            tell(f"data: {name}")
+            SOURCES[name].fetch(run / "sources" / name, home() / "debian")
+        tell(f"binding {sense}")
+        table = write_pairs(sense, prototypes, run / "sources", run / "pairs" / sense)
+        overrides = [
+            f"output={run / f'bind-{sense}'}",
+            f"data.pairs=[{table}]",
+            f"anchor.encoder={'mini' if arguments.model == MINI else arguments.model}",
+        ]
+        if bind(load_recipe(arguments.recipes / f"bind-{sense}.yaml", BindRecipe, overrides), say=tell).tower is None:
+            raise KeyboardInterrupt
+    attach_towers(arguments.model, {sense: run / f"bind-{sense}" / "tower" for sense in senses}, arguments.out)
+    tell(f"the mini with {', '.join(senses)} is in {arguments.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

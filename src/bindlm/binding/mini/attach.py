@@ -1,0 +1,56 @@
+"""Trained towers join a saved mini: their weights its file, their settings its configuration."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from bindlm.bound_encoder import WEIGHTS_FILE
+from bindlm.checkpoints.state import load_state, save_state_atomic, write_text_atomic
+from bindlm.encoders.bound import load_tower_folder, read_tower_folder
+from bindlm.errors import CheckpointError
+
+_CONFIG = "config.json"
+_KEPT_WHOLE = 10_000
+"""Tensors with fewer values keep fp32."""
+
+
+def attach_towers(model: Path, towers: Mapping[str, Path], folder: Path) -> None:
+    """Write a mini with more senses; what it has of the same senses is replaced, all else stays bit for bit.
+
+    Args:
+        model: folder of a saved mini.
+        towers: by sense, the folder of its tower.
+        folder: of the result; may be `model`.
+
+    Raises:
+        CheckpointError: a part is missing or damaged, a tower is of another sense or width, or the disk is full.
+    """
+    config = json.loads((model / _CONFIG).read_text(encoding="utf-8"))
+    state = load_state(model / WEIGHTS_FILE)
+    settings = dict(config["encoder"].get("towers", {}))
+    for sense, path in towers.items():
+        tower = load_tower_folder(path)
+        if tower.modality != sense or tower.dim != config["encoder"]["dim"]:
+            raise CheckpointError(
+                f"{path} holds a tower of {tower.modality!r}, {tower.dim} wide; wanted is one of {sense!r}, "
+                f"{config['encoder']['dim']} wide."
+            )
+        prefix = f"encoder.towers.{sense}."
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+        state |= {prefix + name: _as_shipped(tensor) for name, tensor in tower.state_dict().items()}
+        settings[sense] = read_tower_folder(path).settings
+    config["encoder"]["towers"] = settings
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.resolve() != model.resolve():
+        for file in model.iterdir():
+            if file.is_file() and file.name not in (_CONFIG, WEIGHTS_FILE):
+                shutil.copy2(file, folder / file.name)
+    save_state_atomic(folder / WEIGHTS_FILE, state, metadata={"format": "pt"})
+    write_text_atomic(folder / _CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def _as_shipped(tensor: Tensor) -> Tensor:
+    return (tensor if tensor.numel() < _KEPT_WHOLE else tensor.bfloat16()).contiguous()
