@@ -10,6 +10,7 @@ import torch
 
 from bindlm.checkpoints.mapped import open_mapped
 from bindlm.encoders import bound, clip, imagebind, languagebind, pe_av, point_bind
+from bindlm.encoders.absent import AbsentEncoder
 from bindlm.encoders.base import JointEncoder
 from bindlm.encoders.hosted import read_json
 from bindlm.encoders.mini import MiniEncoder, MiniEncoderConfig
@@ -56,6 +57,7 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
     ),
     "clip": EncoderFamily(clip.build, clip.from_folder, model_types=clip.CLIP_FAMILIES),
     "tower": EncoderFamily(bound.build, bound.load, model_types=(bound.MODEL_TYPE,)),
+    "none": EncoderFamily(AbsentEncoder),
     "pe_av": EncoderFamily(pe_av.build, pe_av.from_folder, model_types=tuple(pe_av.PE_AV_FAMILIES)),
 }
 """Family name to its row; where a file fits two, the first counts. A new family is one row and one file."""

@@ -28,7 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "text_adapter": {"hidden_dim": 24, "num_features": NUM_FEATURES, "max_tokens": 8},
     "aisfx_adapter": {"hidden_dim": 24, "num_blocks": 2},
 }
-"""By kind; LoRA, which needs an encoder, has tests of its own."""
+"""By kind; LoRA and drawn views, which need an encoder, have tests of their own."""
 KINDS = list(SETTINGS)
 
 
@@ -65,7 +65,7 @@ def batch_of(tower: Tower) -> Tensor:
 
 
 def test_table_tests_every_kind() -> None:
-    assert set(KINDS) | {"lora"} == set(TOWER_KINDS)
+    assert set(KINDS) | {"lora", "views_adapter"} == set(TOWER_KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -170,7 +170,7 @@ def test_backbone_is_no_part_of_the_weights_and_waits_for_its_first_use(kind: st
     assert isinstance(tower, AdapterTower)
     assert all(name.startswith("adapter.") for name in tower.state_dict())
     assert not tower.frozen_parts()[0].is_loaded
-    width = tower.adapter[0].normalized_shape[0]
+    width = tower.adapter[1].normalized_shape[0]
     assert tower.adapt(torch.zeros(2, width)).shape == (2, DIM)
     with pytest.raises(CheckpointError, match="does not exist"):
         tower.features(torch.ones(1, 2, 100, 96) if kind == "aisfx_adapter" else torch.ones(1, 4, dtype=torch.int64))

@@ -24,6 +24,7 @@ from bindlm.checkpoints.mapped import open_mapped
 from bindlm.checkpoints.state import save_state_atomic
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.training.mini.vocabulary import TABLE as VOCABULARY
+from bindlm.training.mini.vocabulary import with_article
 
 FEATURES = "features.safetensors"
 _CACHE_KEYS = "cache.keys"
@@ -131,8 +132,15 @@ def _texts(prototypes: Prototypes, sources: Path, folder: Path) -> tuple[Tensor,
     ]
     for place in pictures:
         name = prototypes.entries[place][0]
-        rows.append({"text": name, "feature": place, "label": name, "object": name, "split": split_of(name)})
+        split = split_of(name)
+        for text in _said(name) if split == "train" else [name]:
+            rows.append({"text": text, "feature": place, "label": name, "object": name, "split": split})
     return prototypes.keys, rows
+
+
+def _said(name: str) -> list[str]:
+    """A name alone and in phrases: pictures then weigh as much as the many synonyms of the classes."""
+    return [name, with_article(name), f"a picture of {with_article(name)}"]
 
 
 def _class_texts() -> Iterator[tuple[int, str, list[str]]]:

@@ -37,10 +37,13 @@ class AisfxAdapterConfig:
     """Width of the adapter's hidden layer."""
     dropout: float = 0.0
     """In the adapter, in training."""
+    noise: float = 0.0
+    """Length of a random vector added to the backbone's features in training, as a share of theirs."""
 
     def __post_init__(self) -> None:
         check_whole(self, 1, "dim", "num_blocks", "hidden_dim")
         check_number(self, "dropout", 0, 0.9)
+        check_number(self, "noise", 0, 10)
 
 
 class AisfxAdapter(AdapterTower):
@@ -54,7 +57,7 @@ class AisfxAdapter(AdapterTower):
         self.config = config
         self.dim = config.dim
         self.backbone = Aisfx(config.backbone)
-        self.adapter = adapter_mlp(NUM_FEATURES, config.hidden_dim, config.dim, config.dropout)
+        self.adapter = adapter_mlp(NUM_FEATURES, config.hidden_dim, config.dim, config.dropout, config.noise)
 
     def frozen_parts(self) -> tuple[Frozen, ...]:
         """aiSFX."""

@@ -1,6 +1,7 @@
 """What several towers are made of."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bindlm.encoders.point_blocks import Block
@@ -53,9 +54,28 @@ def init_weights(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def adapter_mlp(num_features: int, hidden: int, dim: int, dropout: float) -> nn.Sequential:
+class RandomDirection(nn.Module):
+    """In training, adds to each row a random vector, `share` times as long as the row.
+
+    Features of a frozen backbone are few and always the same: without it an adapter learns them by heart.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """`(B, F)` -> `(B, F)`."""
+        if not self.training or not self.share:
+            return rows
+        random = F.normalize(torch.randn_like(rows), dim=-1)
+        return rows + self.share * rows.norm(dim=-1, keepdim=True) * random
+
+
+def adapter_mlp(num_features: int, hidden: int, dim: int, dropout: float, noise: float = 0.0) -> nn.Sequential:
     """LayerNorm, Linear, GELU, Linear: frozen features `(B, F)` to the joint space `(B, dim)`."""
     return nn.Sequential(
+        RandomDirection(noise),
         nn.LayerNorm(num_features),
         nn.Linear(num_features, hidden),
         nn.GELU(),

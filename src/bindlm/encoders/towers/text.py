@@ -31,11 +31,14 @@ class TextAdapterConfig:
     """Width of the adapter's hidden layer."""
     dropout: float = 0.0
     """In the adapter, in training."""
+    noise: float = 0.0
+    """Length of a random vector added to the backbone's features in training, as a share of theirs."""
 
     def __post_init__(self) -> None:
         check_whole(self, 1, "dim", "num_features", "hidden_dim")
         check_whole(self, 3, "max_tokens")
         check_number(self, "dropout", 0, 0.9)
+        check_number(self, "noise", 0, 10)
 
 
 class TextAdapter(AdapterTower):
@@ -49,7 +52,7 @@ class TextAdapter(AdapterTower):
         self.config = config
         self.dim = config.dim
         self.backbone = SentenceModel(config.backbone)
-        self.adapter = adapter_mlp(config.num_features, config.hidden_dim, config.dim, config.dropout)
+        self.adapter = adapter_mlp(config.num_features, config.hidden_dim, config.dim, config.dropout, config.noise)
 
     def frozen_parts(self) -> tuple[Frozen, ...]:
         """The sentence model."""

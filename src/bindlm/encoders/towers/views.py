@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bindlm.encoders.base import JointEncoder
 from bindlm.encoders.towers.base import AdapterTower
 from bindlm.encoders.towers.checks import check_choice, check_number, check_whole, fault
+from bindlm.encoders.towers.parts import RandomDirection
 from bindlm.errors import ConfigError
 from bindlm.media.depth import load_depth
 from bindlm.media.drawing import draw_depth, draw_points
@@ -138,15 +139,12 @@ class ResidualAdapter(nn.Module):
         self.hidden = nn.Linear(dim, hidden_dim)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden_dim, dim)
-        self.noise = noise
+        self.noise = RandomDirection(noise)
         self.scale = math.sqrt(dim) / 2
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """`(B, D_joint)`, unit length -> `(B, D_joint)`, before normalisation."""
-        if self.training and self.noise:
-            random = F.normalize(torch.randn_like(features), dim=-1)
-            features = F.normalize(features + self.noise * random, dim=-1)
-        scaled = features * self.scale
+        scaled = F.normalize(self.noise(features), dim=-1) * self.scale
         return scaled / 2 + self.out(self.dropout(F.gelu(self.hidden(scaled))))
