@@ -175,6 +175,66 @@ def test_impossible_settings_are_refused(
         model.answer(QUESTION, image=[picture(1), picture(2)], **options)
 
 
+UNLIKE = torch.nn.functional.normalize(torch.tensor([[1.0] * 8 + [-1.0] * 8, [1.0, -1.0] * 8]))
+"""Two joint embeddings at a right angle, which the cache of the tiny model leaves unlike."""
+
+
+@pytest.fixture
+def unlike(model: BindLMForConditionalGeneration, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Asks about two unlike media, or some of them alone."""
+    assert model.cache is not None
+    assert torch.nn.functional.cosine_similarity(*model.cache.enhance(UNLIKE), dim=0) < 0.5
+
+    def ask(rows: list[int], **options: Any) -> Answer:
+        monkeypatch.setattr(model, "encode_media", lambda **media: {"image": UNLIKE[rows]})
+        return model.answer(QUESTION, image=[picture(1)] * len(rows), max_new_tokens=24, **options)
+
+    return ask
+
+
+def test_unlike_media_are_told_in_turn_the_weightiest_first(unlike: Any) -> None:
+    one, other = unlike([0]), unlike([1])
+    assert one.text != other.text
+    for weights, expected in (([0.4, 0.6], f"{other.text} {one.text}"), ([0.6, 0.4], f"{one.text} {other.text}")):
+        pieces: list[str] = []
+        answer = unlike([0, 1], weights=weights, stream=pieces.append)
+        assert answer.text == expected == "".join(pieces)
+        assert answer.answer_tokens == one.answer_tokens + other.answer_tokens
+        assert answer.prompt_tokens == one.prompt_tokens
+    assert answer.joint_neighbours == one.joint_neighbours + other.joint_neighbours
+
+
+def test_a_medium_of_weight_0_or_1_gives_what_it_gives_alone(unlike: Any) -> None:
+    assert unlike([0, 1], weights=[1.0, 0.0]).text == unlike([0]).text
+    assert unlike([0, 1], weights=[0.0, 1.0]).text == unlike([1]).text
+
+
+@pytest.mark.parametrize("form", ["released", "paper"])
+def test_one_mixture_can_be_had_by_name(unlike: Any, model: BindLMForConditionalGeneration, form: str) -> None:
+    mixed = mix_embeddings([(UNLIKE[:1], 0.7), (UNLIKE[1:], 0.9)], form=form)
+    inputs = model.processor.tokenize_chat([{"role": "user", "content": QUESTION}], is_conditioned=True)
+    made = model.generate(**inputs, joint_embedding=mixed, max_new_tokens=24, do_sample=False)
+    text = model.processor.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    answer = unlike([0, 1], weights=[0.7, 0.9], mix=form)
+    assert answer.text == text.strip()
+    assert torch.equal(
+        model.condition_from([(UNLIKE[:1], 0.7), (UNLIKE[1:], 0.9)], form=form), model.condition_from(mixed)
+    )
+
+
+def test_an_unknown_mix_is_refused(model: BindLMForConditionalGeneration) -> None:
+    with pytest.raises(ConfigError, match="mix must be one of turns, released, paper, got 'sum'"):
+        model.ask(QUESTION, image=picture(1), mix="sum")
+
+
+def test_a_turn_that_says_nothing_new_is_not_streamed(unlike: Any, speaking: Any) -> None:
+    tokenizer = tiny_tokenizer()
+    speaking(tokenizer("A cat.")["input_ids"])
+    pieces: list[str] = []
+    assert unlike([0, 1], stream=pieces.append).text == "A cat."
+    assert "".join(pieces) == "A cat."
+
+
 @pytest.mark.parametrize("weights", [[1.0], {"image": 1.0}, {}])
 def test_weights_without_media_are_refused(model: BindLMForConditionalGeneration, weights: Any) -> None:
     with pytest.raises(ConfigError, match="nothing to weigh"):
@@ -397,9 +457,13 @@ def test_a_sound_and_a_picture_share_an_answer(tmp_path: Path) -> None:
     given: list[Any] = []
     generate = model.generate
     model.generate = lambda **kwargs: (given.append(kwargs["joint_embedding"]), generate(**kwargs))[1]  # type: ignore
-    model.ask("What?", image=picture(), audio=[sound, sound], weights={"image": 0.5, "audio": 0.8}, max_new_tokens=2)
+    options: dict[str, Any] = {"weights": {"image": 0.5, "audio": 0.8}, "max_new_tokens": 2}
+    model.ask("What?", image=picture(), audio=[sound, sound], mix="released", **options)
     assert [weight for _, weight in given[0]] == [0.5, 0.4, 0.4]
     torch.testing.assert_close(given[0][1][0], model.embed(audio=sound))
+    given.clear()
+    model.ask("What?", image=picture(), audio=[sound, sound], **options)  # the same sound twice has one turn
+    assert [[weight for _, weight in turn] for turn in given] == [[0.5, 0.5], [1.0]]
     with pytest.raises(ConfigError, match="has no 'point'"):
         model.ask("What?", point="chair.ply")
     with pytest.raises(ConfigError, match="weights names image"):

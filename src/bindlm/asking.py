@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bindlm.errors import ConfigError
-from bindlm.space.mix import share_weights
+from bindlm.space.mix import TURNS, MixForm, mix_embeddings, share_weights, take_turns
 
 if TYPE_CHECKING:
     from bindlm.encoders import JointEncoder
@@ -25,17 +25,17 @@ class Answer:
     """What a model said, and what it took."""
 
     text: str
-    """The answer, without special tokens."""
+    """The answer, without special tokens; of several turns, their sentences in order."""
     prompt_tokens: int
     """Tokens of the whole prompt."""
     answer_tokens: int
-    """Tokens generated, the end token included."""
+    """Tokens generated, the end tokens included."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by phase: media (decoding), encode (joint embedding), prefill (to the first token), decode (rest)."""
     model: str = ""
     """Name of the model."""
     joint_neighbours: list[dict[str, Any]] | None = None
-    """Where there is a visual cache: its nearest entries, as `{"entry", "similarity"}`."""
+    """Where there is a visual cache: its nearest entries, as `{"entry", "similarity"}`, turn by turn."""
 
 
 class _Timeline:
@@ -51,6 +51,11 @@ class _Timeline:
         self._ids: list[int] = []
         self._shown = 0
         self._is_prompt = True
+        self._told: list[str] = []
+
+    def next_turn(self, told: Sequence[str]) -> None:
+        """Begin another turn of the same answer, after these."""
+        self._ids, self._shown, self._is_prompt, self._told = [], 0, True, list(told)
 
     def put(self, value: Tensor) -> None:
         if self._is_prompt:
@@ -62,18 +67,22 @@ class _Timeline:
         if self.stream is None:
             return
         text = self.tokenizer.decode(self._ids, skip_special_tokens=True)
-        if not text.endswith("\ufffd"):  # half of a character: wait for its other bytes
+        repeats = any(told.startswith(text.strip()) for told in self._told)  # so far: wait for something new
+        if not text.endswith("\ufffd") and not repeats:  # half of a character: wait for its other bytes
             self._show(text)
 
     def end(self) -> None:
-        if self.stream is not None:
-            self._show(self.tokenizer.decode(self._ids, skip_special_tokens=True))
+        if self.stream is None:
+            return
+        text = self.tokenizer.decode(self._ids, skip_special_tokens=True)
+        if text.strip() not in self._told:
+            self._show(text)
 
     def _show(self, text: str) -> None:
         assert self.stream is not None
         text = text.strip()  # as the answer is; white space waits for the word after it
         if len(text) > self._shown:
-            self.stream(text[self._shown :])
+            self.stream((" " if self._told and not self._shown else "") + text[self._shown :])
             self._shown = len(text)
 
 
@@ -118,6 +127,7 @@ class AskMixin:
         image: Media = None,
         *,
         weights: Mapping[str, float] | Sequence[float] | None = None,
+        mix: MixForm | str = TURNS,
         history: Sequence[Mapping[str, Any]] | None = None,
         max_new_tokens: int = 128,
         temperature: float = 0.0,
@@ -133,8 +143,11 @@ class AskMixin:
             image: as in `ask`.
             weights: shares of the mixture: by modality (`{"image": 0.4, "audio": 0.6}`, shared by the media of one),
                 or one for each medium in the order given.
+            mix: what becomes of several media. "turns": like ones are mixed, unlike ones are told one after the other,
+                the weightiest first (`take_turns`), so that each is named; "released" and "paper": all in one mixture
+                (`MixForm`), which mostly names one of them. A single medium is the same in each but for "paper".
             history: chat messages before this turn, `{"role", "content"}`; media in them are not looked at again.
-            max_new_tokens: where to stop at the latest.
+            max_new_tokens: where to stop at the latest; counted anew in each turn.
             temperature: 0 takes the likeliest token each time; above 0 samples.
             top_p: nucleus for sampling; 0.75 is the released default.
             stream: called with each piece of text as it is made.
@@ -153,19 +166,22 @@ class AskMixin:
             raise ConfigError(f"top_p must be above 0 and at most 1, got {top_p}.")
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+        if mix not in (TURNS, *MixForm):
+            raise ConfigError(f"mix must be one of {', '.join((TURNS, *MixForm))}, got {mix!r}.")
         processor = self._needed_processor()
         seconds = {"media": 0.0, "encode": 0.0}
         sources = {name: _as_list(given) for name, given in {"image": image, **media}.items()}
         sources = {name: listed for name, listed in sources.items() if listed}
         shares = _media_weights(weights, {name: len(listed) for name, listed in sources.items()})
-        mixed: list[tuple[Tensor, float]] | None = None
+        turns: list[list[tuple[Tensor, float]]] = []
         if sources:
             start = time.perf_counter()
             values = {name: self._read(name, listed, allow_url) for name, listed in sources.items()}
             seconds["media"] = time.perf_counter() - start
             start = time.perf_counter()
             joint = torch.cat(list(self.encode_media(**values).values()))  # type: ignore[attr-defined]
-            mixed = list(zip(joint.split(1), shares, strict=True))
+            weighted = list(zip(joint.split(1), shares, strict=True))
+            turns = self._turns(weighted) if mix == TURNS else [weighted]
             seconds["encode"] = time.perf_counter() - start
         messages = [*(history or []), {"role": "user", "content": question}]
         inputs = processor.tokenize_chat(messages, is_conditioned=bool(sources))
@@ -174,29 +190,43 @@ class AskMixin:
         sampling = (
             {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
         )
+        form = MixForm.RELEASED if mix == TURNS else MixForm(mix)
+        prompt_tokens, answer_tokens, told = inputs["input_ids"].shape[1], 0, list[str]()
         start = time.perf_counter()
-        with torch.inference_mode():
-            output = self.generate(  # type: ignore[attr-defined]
-                **inputs.to(self.device),  # type: ignore[attr-defined]
-                joint_embedding=mixed,
-                max_new_tokens=max_new_tokens,
-                streamer=timeline,
-                pad_token_id=tokenizer.pad_token_id,
-                **sampling,
-            )
+        for turn in turns or [None]:
+            timeline.next_turn(told)
+            with torch.inference_mode():
+                output = self.generate(  # type: ignore[attr-defined]
+                    **inputs.to(self.device),  # type: ignore[attr-defined]
+                    joint_embedding=mix_embeddings(turn, form=form) if turn and form is MixForm.PAPER else turn,
+                    max_new_tokens=max_new_tokens,
+                    streamer=timeline,
+                    pad_token_id=tokenizer.pad_token_id,
+                    **sampling,
+                )
+            tokens = output[0, prompt_tokens:]
+            answer_tokens += len(tokens)
+            told.append(tokenizer.decode(tokens, skip_special_tokens=True).strip())
         end = time.perf_counter()
         first = timeline.first_token_at or end
         seconds |= {"prefill": first - start, "decode": end - first}
-        prompt_tokens = inputs["input_ids"].shape[1]
-        tokens = output[0, prompt_tokens:]
         return Answer(
-            text=tokenizer.decode(tokens, skip_special_tokens=True).strip(),
+            text=told_in_turn(told),
             prompt_tokens=prompt_tokens,
-            answer_tokens=len(tokens),
+            answer_tokens=answer_tokens,
             seconds=seconds,
             model=self.name,
-            joint_neighbours=self._neighbours(mixed),
+            joint_neighbours=self._neighbours(turns, form),
         )
+
+    def _turns(self, weighted: list[tuple[Tensor, float]]) -> list[list[tuple[Tensor, float]]]:
+        """The mixtures that are told one after the other, compared as the visual cache sees their inputs."""
+        cache = getattr(self, "cache", None)
+        if len(weighted) == 1:
+            return [weighted]
+        with torch.inference_mode():
+            compared = [embedding if cache is None else cache.enhance(embedding) for embedding, _ in weighted]
+        return take_turns(weighted, compared=compared)
 
     def embed(self, *, image: Media = None, batch_size: int = 8, allow_url: bool = False, **media: Media) -> Tensor:
         """Joint embeddings of media of one sense; `bindlm.load_embedder` gives them without the language model.
@@ -238,18 +268,22 @@ class AskMixin:
             return processor(processor.load(sources, allow_url=allow_url))["pixel_values"]
         return torch.stack([encoder.preprocess(modality, source, allow_url=allow_url) for source in sources])
 
-    def _neighbours(self, mixed: list[tuple[Tensor, float]] | None) -> list[dict[str, Any]] | None:
+    def _neighbours(self, turns: list[list[tuple[Tensor, float]]], form: MixForm) -> list[dict[str, Any]] | None:
         """The cache entries an answer drew on."""
-        from bindlm.space.mix import mix_embeddings
-
         cache = getattr(self, "cache", None)
-        if mixed is None or cache is None:
+        if not turns or cache is None:
             return None
-        similarity, entries = cache.search(mix_embeddings(mixed))
+        found = [cache.search(mix_embeddings(turn, form=form)) for turn in turns]
         return [
             {"entry": entry, "similarity": round(value, 4)}
+            for similarity, entries in found
             for value, entry in zip(similarity[0].tolist(), entries[0].tolist(), strict=True)
         ]
+
+
+def told_in_turn(turns: Sequence[str]) -> str:
+    """One answer out of those of its turns: in order, what says nothing new left out."""
+    return " ".join(text for text in dict.fromkeys(turns) if text)
 
 
 def _as_list(media: Media) -> list[Any]:

@@ -46,6 +46,15 @@ def test_what_is_not_given_is_left_to_the_defaults_of_the_model(bindlm_command, 
     assert set(model.calls[0]) == {"question", "image", "weights", "stream"}
 
 
+def test_the_way_of_mixing_reaches_the_model(bindlm_command, model, red, blue):
+    from bindlm.cli.ask import MIXES
+    from bindlm.space.mix import TURNS, MixForm
+
+    assert MIXES == (TURNS, *MixForm)
+    assert bindlm_command("ask", "What?", "--image", red, "--image", blue, "--mix", "released").code == 0
+    assert model.calls[0]["mix"] == "released"
+
+
 def test_a_seed_repeats_the_draw(bindlm_command, model, monkeypatch):
     import torch
 
@@ -123,6 +132,7 @@ def test_an_address_is_refused_unless_allowed(bindlm_command, model, loads):
         (["What?", "--weight", "image=much"], "number of 0 or more"),
         (["What?", "--weight", "image=nan"], "number of 0 or more"),
         (["What?", "--weight", "image=-1"], "number of 0 or more"),
+        (["What?", "--mix", "sum"], "invalid choice: 'sum'"),
         (["What?", "--temperature", "inf"], "number of 0 or more"),
         (["What?", "--max-new-tokens", "0"], "above 0"),
         (["What?", "--max-new-tokens", "2.5"], "above 0"),

@@ -16,6 +16,8 @@ from bindlm.cli.options import (
 from bindlm.cli.output import AnswerPrinter, print_json
 from bindlm.errors import ConfigError
 
+MIXES = ("turns", "released", "paper")
+"""What `model.answer` takes as `mix`, written out so that help comes without torch."""
 PHASES = ("load", "media", "encode", "prefill", "decode")
 
 
@@ -35,6 +37,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=modality_weight,
         metavar="MODALITY=NUMBER",
         help="share of a modality in the mixture, for example image=0.6",
+    )
+    parser.add_argument(
+        "--mix",
+        choices=MIXES,
+        help="what becomes of several media: turns tells unlike ones one after the other (as without it), released "
+        "and paper ask about one mixture of all",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
     add_answer_options(parser)
@@ -58,6 +66,7 @@ def run(options: Namespace) -> int:
         as_image_argument(pictures),
         weights=weights,
         stream=printer,
+        **({} if options.mix is None else {"mix": options.mix}),
         **answer_settings(options),
     )
     if printer is not None:
