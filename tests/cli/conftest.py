@@ -25,6 +25,7 @@ class FakeModel:
         self.text = "This is a red square."
         self.error: BaseException | None = None
         self.calls: list[dict[str, Any]] = []
+        self.encoder = FakeEmbedder(("image",))
 
     def answer(self, question: str, image: Any = None, **options: Any) -> SimpleNamespace:
         self.calls.append({"question": question, "image": image, **options})

@@ -81,16 +81,19 @@ def test_a_seed_repeats_a_drawn_answer():
 
 @needs_mini
 @pytest.mark.slow
-def test_chat_demo_without_a_terminal_shows_the_turn_and_ends():
+def test_chat_demo_without_a_terminal_shows_the_turns_and_ends():
     code, out, err = run("chat", "--demo")
     assert code == 0, err
     assert_only_notices(err)
-    picture, question, answer = out.splitlines()
-    assert picture == f"picture:  {DEMO}"
-    assert question == "question: What is this?"
-    assert answer.startswith("answer:   ")
-    assert answer.endswith(".")
-    assert re.search(r"\b(cat|tabby|kitten)\b", answer), "the demo picture shows a tabby cat"
+    turns = [turn.splitlines() for turn in out.split("\n\n")]
+    shown = [Path(medium[10:]).name for medium, _, _ in turns]
+    bundled = [name for name in ("demo.jpg", "demo.flac", "demo.ply") if DEMO.with_name(name).is_file()]
+    assert shown == bundled, "each bundled medium has a tower in the bundled model"
+    for _, question, answer in turns:
+        assert question.startswith("question: What ")
+        assert answer.startswith("answer:   ")
+        assert answer.endswith(".")
+    assert re.search(r"\b(cat|tabby|kitten)\b", turns[0][2]), "the demo picture shows a tabby cat"
 
 
 @needs_mini

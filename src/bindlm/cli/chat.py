@@ -1,55 +1,52 @@
 """bindlm chat --image cat.jpg"""
 
-import os
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from bindlm.cli.loading import load_model, set_seed
-from bindlm.cli.options import add_answer_options, answer_settings, as_image_argument, load_picture, load_pictures
-from bindlm.cli.output import AnswerPrinter, print_error
+from bindlm.cli.conversation import EXAMPLES, Conversation, check, open_media
+from bindlm.cli.demo import show_demo
+from bindlm.cli.loading import check_senses, load_model, set_seed
+from bindlm.cli.media import SENSES, add_sense_options, given_media
+from bindlm.cli.options import STANDARD_INPUT, add_answer_options
+from bindlm.cli.output import print_error, printable
 from bindlm.errors import BindLMError, ConfigError
 
 FIRST_QUESTION = "What is this?"
 PROMPT = "> "
-HINT = "Ask on about what was said, or /image FILE to look at a picture, /help, /quit."
-HELP = """\
-/image FILE   look at another picture, or once more at this one; the conversation starts anew
-/clear        forget the picture and the conversation
-/help         this list
-/quit         leave (so does Ctrl-D; Ctrl-C stops an answer)"""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    shown = parser.add_mutually_exclusive_group()
-    shown.add_argument(
-        "--image",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a picture to talk about; several are mixed",
+    # One word an option: `--text a dog` without quotes must not become two texts.
+    add_sense_options(parser, tuple(SENSES), note=" to talk about", takes_many=False)
+    parser.add_argument(
+        "--demo",
+        action="store_true",
+        help="begin with the bundled media, of each sense that the model has, and a question about each",
     )
-    shown.add_argument("--demo", action="store_true", help="begin with the bundled picture and a question about it")
     add_answer_options(parser)
 
 
 def run(options: Namespace) -> int:
-    """Converse at a terminal; without one, answer about the picture and then each line of standard input."""
-    if "-" in options.image:
-        raise ConfigError("--image - does not go with chat, which reads questions from standard input; name a file")
-    sources = [str(demo_picture())] if options.demo else options.image
-    pictures = load_pictures(sources, allow_url=options.allow_url)
-    conversation = Conversation(load_model(options.model), options, as_image_argument(pictures))
+    """Converse at a terminal; without one, answer about the media and then each line of standard input."""
+    given = given_media(options)
+    if sense := next((sense for sense, sources in given.items() if STANDARD_INPUT in sources), None):
+        raise ConfigError(
+            f"--{sense} - does not go with chat, which reads questions from standard input; "
+            + ("give the words" if sense == "text" else "name a file")
+        )
+    if options.demo and given:
+        raise ConfigError(f"--demo brings its own media; leave out --{next(iter(given))}, or --demo")
+    media = open_media(given, allow_url=options.allow_url)  # before the model: a bad one is reported at once
+    model = load_model(options.model)
+    check_senses(model, tuple(given), options.model)
+    for shown in media:
+        check(model, shown, allow_url=options.allow_url)
     set_seed(options.seed)
-    is_terminal = sys.stdin is not None and sys.stdin.isatty()
-    if options.demo:
-        show_demo(conversation, sources[0])
-    if is_terminal:
+    conversation = show_demo(model, options) if options.demo else Conversation(model, options, media)
+    if sys.stdin is not None and sys.stdin.isatty():
         return converse(conversation)
-    if pictures and not options.demo:
+    if media:
         answer_aloud(conversation, FIRST_QUESTION)
     for line in piped_lines():
         if not obey(conversation, line):
@@ -57,52 +54,31 @@ def run(options: Namespace) -> int:
     return 0
 
 
-def demo_picture() -> Path:
-    """The picture that the package carries."""
-    import bindlm
-
-    return Path(bindlm.__path__[0]) / "mini" / "demo.jpg"
-
-
-@dataclass
-class Conversation:
-    """One picture and what was said about it."""
-
-    model: Any
-    options: Namespace
-    image: Any = None
-    """What `model.answer` takes as its image: None, a picture, or a list of them."""
-    history: list[dict[str, str]] = field(default_factory=list)
-
-    def ask(self, question: str) -> None:
-        """Stream the answer to stdout. A turn that is stopped or fails is not remembered."""
-        printer = AnswerPrinter()
-        # the first answer puts the picture into words; from there the untouched language model converses better
-        answer = self.model.answer(
-            question,
-            None if self.history else self.image,
-            history=list(self.history),
-            stream=printer,
-            **answer_settings(self.options),
-        )
-        printer.finish(answer.text)
-        self.history += [{"role": "user", "content": question}, {"role": "assistant", "content": answer.text}]
-
-    def look_at(self, image: Any) -> None:
-        """Begin anew with another picture, or with none: old answers about an old picture would mislead the model."""
-        self.image = image
-        self.history.clear()
+def hint(conversation: Conversation) -> str:
+    """What a prompt begins with."""
+    about = ", ".join(printable(shown.name) for shown in conversation.media)
+    commands = ", ".join(f"/{sense} {SENSES[sense][1]}" for sense in conversation.senses)
+    return f"Ask {f'on about {about}' if about else 'anything'}, or show something: {commands}; /help, /quit."
 
 
-def show_demo(conversation: Conversation, source: str) -> None:
-    """Show a whole turn on stdout: the picture's path, the question, the answer."""
-    print(f"picture:  {source}\nquestion: {FIRST_QUESTION}\nanswer:   ", end="", flush=True)
-    conversation.ask(FIRST_QUESTION)
+def help_text(senses: Sequence[str]) -> str:
+    """The commands, for a model with these senses."""
+    showing = [(f"/{sense} {SENSES[sense][1]}", f"such as: /{sense} {EXAMPLES[sense]}") for sense in senses]
+    adding = senses[-1] if senses else "image"
+    others = [
+        ("/add SENSE FILE", f"show something beside it, such as: /add {adding} {EXAMPLES[adding]}"),
+        ("/clear", "forget what was shown and said"),
+        ("/help", "this list"),
+        ("/quit", "leave (so does Ctrl-D; Ctrl-C stops an answer)"),
+    ]
+    lines = [f"{command:<18}{meaning}" for command, meaning in (*showing, *others)]
+    lines.insert(len(showing), "    (each in place of what was shown; the conversation starts anew)")
+    return "\n".join(lines)
 
 
 def converse(conversation: Conversation) -> int:
     """The conversation at a terminal. A mistake or a stopped answer leads back to the prompt."""
-    note(HINT)
+    note(hint(conversation))
     while True:
         try:
             line = read_line()
@@ -130,25 +106,22 @@ def obey(conversation: Conversation, line: str) -> bool:
     elif command in ("/quit", "/exit"):
         return False
     elif command == "/help":
-        note(HELP)
+        note(help_text(conversation.senses))
     elif command == "/clear":
-        conversation.look_at(None)
-        note("(no picture now; the conversation starts anew)")
-    elif command == "/image":
-        show_picture(conversation, rest.strip())
+        conversation.show()
+        note("(nothing is shown now; the conversation starts anew)")
+    elif command == "/add":
+        sense, _, rest = rest.strip().partition(" ")
+        if sense not in SENSES or not rest.strip():
+            raise ConfigError("/add needs a sense and a file, such as: /add image cat.jpg")
+        conversation.show(*conversation.media, conversation.read(sense, rest))
+        note(f"({conversation.described()})")
+    elif command[1:] in SENSES:
+        conversation.show(conversation.read(command[1:], rest))
+        note(f"({conversation.described()})")
     else:
         raise ConfigError(f"there is no {command}; /help lists the commands")
     return True
-
-
-def show_picture(conversation: Conversation, text: str) -> None:
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":  # a terminal quotes what is dropped on it
-        text = text[1:-1]
-    if not text or text == "-":
-        raise ConfigError("/image needs the name of a file, such as: /image cat.jpg")
-    path = os.path.expanduser(text)
-    conversation.look_at(load_picture(path, allow_url=conversation.options.allow_url))
-    note(f"(looking at {path})")
 
 
 def answer_aloud(conversation: Conversation, question: str) -> None:

@@ -1,14 +1,28 @@
 """A model for a verb, without the noise that its libraries make on the way."""
 
+import json
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from bindlm.cli.output import is_debugging, say
 from bindlm.errors import ConfigError
+
+WEIGHTS = {
+    "image": ("pictures", "ImageBind, CLIP or LanguageBind"),
+    "video": ("videos", "ImageBind, LanguageBind or PE-AV"),
+    "text": ("words", "ImageBind, CLIP or LanguageBind"),
+    "audio": ("sounds", "ImageBind, LanguageBind or PE-AV"),
+    "point": ("3-D objects", "Point-Bind"),
+    "depth": ("depth maps", "ImageBind or LanguageBind"),
+    "thermal": ("thermal pictures", "ImageBind or LanguageBind"),
+    "imu": ("recordings of movement", "ImageBind"),
+}
+"""Sense -> how it is called in advice, and which published encoders have it."""
 
 
 def load_model(reference: str | None) -> Any:
@@ -63,20 +77,57 @@ def load_embedder(reference: str | None, senses: Sequence[str], *, all_towers: b
             embedder = load(reference, modalities=None if all_towers else list(senses), progress=True)
     except ConfigError as error:
         if missing := [sense for sense in senses if repr(sense) in str(error)]:
-            raise ConfigError(f"{error}\n{_cure(missing)}") from error
+            raise ConfigError(f"{error}\n{_cure(missing, reference)}") from error
         raise
     if missing := [sense for sense in senses if sense not in embedder.modalities]:
         lacking = ", ".join(repr(sense) for sense in missing)
         raise ConfigError(
-            f"{embedder.name} has no {lacking}; it takes {', '.join(embedder.modalities)}\n{_cure(missing)}"
+            f"{embedder.name} has no {lacking}; it takes {', '.join(embedder.modalities)}\n{_cure(missing, reference)}"
         )
     return embedder
 
 
-def _cure(missing: Sequence[str]) -> str:
-    if "text" in missing:
-        return "for words, name the weights of ImageBind, CLIP or LanguageBind with --model PATH"
-    return "name weights that have it with --model PATH: ImageBind's, LanguageBind's or, for 3-D, Point-Bind's"
+def check_senses(model: Any, senses: Sequence[str], reference: str | None) -> None:
+    """Say which senses a bound model has, where it lacks one that a command needs.
+
+    Raises:
+        ConfigError: It lacks one.
+    """
+    held = tuple(model.encoder.modalities)
+    missing = [sense for sense in senses if sense not in held]
+    if not missing:
+        return
+    lacking = ", ".join(repr(sense) for sense in missing)
+    cure = _mini_has(missing, reference) or "name a bound model that has it with --model PATH"
+    raise ConfigError(f"{reference or 'the mini'} has no {lacking}; it takes {', '.join(held)}\n{cure}")
+
+
+def _cure(missing: Sequence[str], reference: str | None) -> str:
+    """What to do about senses that the encoder of ``reference`` lacks."""
+    encoders = "\n".join(
+        f"for {WEIGHTS[sense][0]}, name the weights of {WEIGHTS[sense][1]} with --model PATH"
+        for sense in missing
+        if sense in WEIGHTS
+    )
+    return _mini_has(missing, reference) or encoders or "name weights that have it with --model PATH"
+
+
+def _mini_has(missing: Sequence[str], reference: str | None) -> str | None:
+    """The advice to take the bundled model, where it is not the one that was asked for and has the senses."""
+    if reference is None or not set(missing) <= set(mini_senses()):
+        return None
+    return "the bundled mini has it: leave out --model"
+
+
+def mini_senses() -> tuple[str, ...]:
+    """Senses of the bundled model, by its configuration: no weights are read."""
+    import bindlm
+
+    path = Path(bindlm.__path__[0]) / "mini" / "config.json"
+    try:
+        return ("image", *json.loads(path.read_text(encoding="utf-8"))["encoder"].get("towers", {}))
+    except (OSError, ValueError, LookupError, AttributeError):
+        return ()  # only advice hangs on it
 
 
 def quiet_libraries() -> None:
