@@ -30,7 +30,7 @@ LABELS = {"released": "one mixture (released)", "apart": "cache for each input, 
 _COLOURS = {"released": "#d55e00", "apart": "#e69f00", "turns": "#0072b2"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no one truth value to compare by
 class Concept:
     """One input, as the joint space has it, and what it may be called."""
 
