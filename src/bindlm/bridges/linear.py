@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bindlm.bridges.base import as_tokens, check_sizes
+from bindlm.bridges.base import Bridge, as_tokens, check_sizes
 
 __all__ = ["LinearBridge", "LinearConfig"]
 
@@ -45,7 +45,7 @@ class LinearConfig:
         return self.input_dim * self.output_dim + (self.output_dim if self.bias else 0)
 
 
-class LinearBridge(nn.Module):
+class LinearBridge(Bridge):
     """`W e + b` for each embedding or patch: no norm, no activation."""
 
     def __init__(self, config: LinearConfig) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bindlm.bridges.base import as_tokens, check_sizes
+from bindlm.bridges.base import Bridge, as_tokens, check_sizes
 
 __all__ = ["MLPBridge", "MLPConfig"]
 
@@ -48,7 +48,7 @@ class MLPConfig:
         return (self.input_dim + self.output_dim) * self.hidden_dim + biases
 
 
-class MLPBridge(nn.Module):
+class MLPBridge(Bridge):
     """Linear, exact GELU, linear, for each embedding or patch."""
 
     def __init__(self, config: MLPConfig) -> None:

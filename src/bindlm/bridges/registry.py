@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from torch import nn
-
+from bindlm.bridges.absent import AbsentBridgeConfig
+from bindlm.bridges.base import Bridge
 from bindlm.bridges.bind_network import BindNetworkConfig
 from bindlm.bridges.linear import LinearConfig
 from bindlm.bridges.mlp import MLPConfig
@@ -17,10 +17,11 @@ BRIDGES: dict[str, Any] = {
     "linear": LinearConfig,
     "mlp": MLPConfig,
     "visual_query": VisualQueryConfig,
+    "none": AbsentBridgeConfig,
 }
 
 
-def build_bridge(kind: str = "bind_network", **settings: Any) -> nn.Module:
+def build_bridge(kind: str = "bind_network", **settings: Any) -> Bridge:
     """A bridge with fresh weights.
 
     Args:
@@ -33,7 +34,7 @@ def build_bridge(kind: str = "bind_network", **settings: Any) -> nn.Module:
     if kind not in BRIDGES:
         raise ConfigError(f"There is no bridge {kind!r}; known are {', '.join(BRIDGES)}.")
     try:
-        bridge: nn.Module = BRIDGES[kind](**settings).build()
+        bridge: Bridge = BRIDGES[kind](**settings).build()
     except TypeError as error:
         raise ConfigError(f"Settings {settings} do not fit the bridge {kind!r}: {error}.") from error
     return bridge

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bindlm.bridges.base import as_tokens, check_sizes
+from bindlm.bridges.base import Bridge, as_tokens, check_sizes
 from bindlm.errors import ConfigError
 
 __all__ = ["VisualQueryBlock", "VisualQueryBridge", "VisualQueryConfig"]
@@ -96,7 +96,7 @@ class VisualQueryBlock(nn.Module):
         return tokens
 
 
-class VisualQueryBridge(nn.Module):
+class VisualQueryBridge(Bridge):
     """Patch features to a few condition tokens."""
 
     def __init__(self, config: VisualQueryConfig) -> None:

@@ -33,6 +33,10 @@ class MappedState:
         self._tensors = dict(tensors)
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
+    def tensors(self) -> dict[str, "Tensor"]:
+        """All of them, mapped: nothing is read before it is touched."""
+        return dict(self._tensors)
+
     def take(self, names: Iterable[str], dtype: "torch.dtype | None" = None) -> dict[str, "Tensor"]:
         """Tensors by name.
 
@@ -68,6 +72,13 @@ def open_mapped(path: str | os.PathLike[str], entry: str | int | None = None) ->
     if path.suffix == ".safetensors":
         return MappedState(path, load_state(path))
     return MappedState(path, load_pickled_state(path, entry=entry))
+
+
+def forget(tensors: Iterable["Tensor"]) -> None:
+    """Give back the pages of files under mapped tensors that have been used; tensors in memory of our own are left."""
+    mapped = _mapped_files()
+    for tensor in tensors:
+        _forget_pages(tensor, mapped)
 
 
 def _forget_pages(tensor: "Tensor", mapped: list[tuple[int, int]]) -> None:

@@ -17,6 +17,13 @@ class Injection(nn.Module, ABC):
     belongs to one call (the condition) travels in that call's keywords and is never kept here.
     """
 
+    condition_tokens: tuple[int, ...] | None = (1,)
+    """How many tokens the condition of a row may have; None for any number."""
+    reads_positions: bool = False
+    """Whether it matters where a word stands, and not only how far from others: padding must then be counted out."""
+    placeholder_id: int | None = None
+    """Token id whose places in the text the condition takes; None where it has no place there."""
+
     @property
     @abstractmethod
     def is_attached(self) -> bool:
@@ -45,6 +52,14 @@ class Injection(nn.Module, ABC):
             A tensor whose first axis is B, as beams are repeated along it; or what was given.
         """
         return condition
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """What opens this injection: parameters that may have a learning rate and a decay of their own."""
+        return [parameter for name, parameter in self.named_parameters() if name in ("gate", "new_gate")]
+
+    def is_precomputed(self, condition: Tensor) -> bool:
+        """Whether this is what `precompute` made of a condition."""
+        return False
 
 
 class InjectionHook(ABC):

@@ -62,9 +62,12 @@ class PrefixInjection(Injection):
         >>> language_model(input_ids, condition=bridge(joint_embedding)).logits
     """
 
+    condition_tokens = None
+
     def __init__(self, config: PrefixConfig) -> None:
         super().__init__()
         self.config = config
+        self.placeholder_id = config.placeholder_id
         self._handles: list[RemovableHandle] = []
 
     @property

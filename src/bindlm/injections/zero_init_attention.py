@@ -113,12 +113,15 @@ class ZeroInitAttention(Injection):
         >>> language_model(input_ids, condition=bridge(joint_embedding)).logits
     """
 
+    reads_positions = True  # the queries carry rope and the prompt's keys do not
+
     def __init__(self, config: ZeroInitAttentionConfig) -> None:
         super().__init__()
         self.config = config
         self.adapter_prompt = nn.Parameter(torch.randn(config.num_layers, config.num_tokens, config.hidden_dim))
         self.gate = nn.Parameter(torch.zeros(config.num_layers, config.num_heads))
         self.new_gate = nn.Parameter(torch.ones(config.num_layers)) if config.has_new_gate else None
+        self.condition_tokens = (1,) if config.num_tokens == 1 else (1, config.num_tokens)
         self._handles: list[RemovableHandle] = []
         self._layers: list[nn.Module] = []  # those with a prompt; a list, as they are not parts of this module
 
@@ -213,6 +216,10 @@ class ZeroInitAttention(Injection):
             tensors.append(torch.stack([prompt.value] if prompt.key is None else [prompt.key, prompt.value], dim=1))
         made = torch.stack(tensors, dim=1)  # (B, L, 1 or 2, H, N, D_head)
         return made.expand(num_rows if len(made) == 1 else len(made), -1, -1, -1, -1, -1)
+
+    def is_precomputed(self, condition: Tensor) -> bool:
+        """Whether this is what `precompute` made of a condition."""
+        return condition.ndim == _PRECOMPUTED_AXES
 
     def prompt(self, index: int, attention: Any, condition: Tensor | None, like: Tensor) -> AdapterPrompt | None:
         """What the queries of the layer `index` of those with a prompt may read; None for nothing.

@@ -1,7 +1,7 @@
 """What the optimizer decays, and which learning rate the gates have.
 
-Release of ImageBind-LLM: no decay for tensors of one axis and names that end in ".bias". Its gates have four axes and
-are decayed; ours are one number a layer, so that is a switch here.
+Releases of ImageBind-LLM and LLaMA-Adapter: no decay for tensors of one axis and names that end in ".bias". Their
+gates have four axes and are decayed, as their prompts are; whether ours are is a switch here.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from bindlm.errors import ConfigError
-from bindlm.injections import AdditiveInjection
+from bindlm.injections import Injection
 
 __all__ = ["is_decayed", "optimizer_groups"]
 
@@ -37,7 +37,8 @@ def optimizer_groups(
         learning_rate: peak.
         weight_decay: of what is decayed.
         gate_learning_rate: peak for the gates; None for `learning_rate`.
-        gate_weight_decay: whether gates are decayed; a decayed gate tends to shut.
+        gate_weight_decay: whether gates are decayed, as in the releases; a decayed gate tends to shut. Prompts of a
+            zero-init attention are no gates, and are decayed as any matrix is.
 
     Returns:
         Dictionaries with `name` ("decayed", "undecayed", "gates"), `params`, `lr` and `weight_decay`; empty groups are
@@ -49,8 +50,8 @@ def optimizer_groups(
     gates = {
         id(parameter)
         for module in model.modules()
-        if isinstance(module, AdditiveInjection)
-        for parameter in module.parameters()
+        if isinstance(module, Injection)
+        for parameter in module.gate_parameters()
     }
     members: dict[str, list[nn.Parameter]] = {"decayed": [], "undecayed": [], "gates": []}
     for name, parameter in model.named_parameters():
