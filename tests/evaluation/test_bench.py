@@ -1,15 +1,19 @@
 """`bindlm bench mini --sense`: the command's own work."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.sense_stand_ins import bound_model, write_source
+from tests import tiny
+from tests.sense_stand_ins import ENTRIES, bound_model, write_source
 
 import bindlm
 from bindlm.errors import ConfigError
 from bindlm.evaluation import bench
+from bindlm.evaluation.photograph_answers import as_table, measure
+from bindlm.evaluation.photographs import Photograph
 
 
 @pytest.fixture
@@ -43,3 +47,14 @@ def test_a_model_without_the_sense_is_refused_before_anything_is_fetched(
     monkeypatch.setattr(bench, "_exam", lambda options: pytest.fail("data were asked for"))
     with pytest.raises(ConfigError, match="audio"):
         bench.main(["mini", "--sense", "audio"])
+
+
+def test_photographs_are_still_measured(model: Any, tmp_path: Path) -> None:
+    tiny.picture(1).save(tmp_path / "dog.png")
+    sha256 = hashlib.sha256((tmp_path / "dog.png").read_bytes()).hexdigest()
+    names = {"object": "dog", "acceptable": ("dog",), "parents": ("animal",), "imagenet": True, "kind": "animal"}
+    where = {"id": "dog", "source": "deb:dogs", "path": "dog.png", "split": "test", "photo": True, "sha256": sha256}
+    report = measure([Photograph(**names, **where, file=tmp_path / "dog.png")])
+    assert report["ways"]["model"]["photographs"]["pictures"] == 1
+    assert report["answers"][0]["nearest cache entry"] in {name for name, *_ in ENTRIES}
+    assert "| nearest cache entry |" in as_table(report, "test")
