@@ -21,6 +21,7 @@ VERBS = {
     "train": "run a stage of training from a recipe, or go on with it",
     "bind": "teach a new sense to speak in a frozen encoder's space, from a table of pairs",
     "features": "embed a recipe's pictures once, so that training need not",
+    "convert": "make a folder for bindlm of a published checkpoint and its LLaMA",
     "data": "read a training data set and say what is in it",
     "bench": "measure how well a model answers",
 }

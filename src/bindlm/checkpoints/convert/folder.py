@@ -23,7 +23,7 @@ _TOKENIZER_FILES = (
     "added_tokens.json",
     "tokenizer.model",
 )
-_HEADROOM = 1 << 26
+_HEADROOM = 1 << 20
 """Bytes that must be left on the disk beside the weights."""
 
 
