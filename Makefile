@@ -14,13 +14,14 @@ unexport PYTHONHOME PYTHONPATH PYTHONDONTWRITEBYTECODE
 
 # The steps are in line anyway, and two pips in one .venv would tread on each other.
 .NOTPARALLEL:
-.PHONY: help chat test check mini bench clean stale
+.PHONY: help chat test check mini senses bench clean stale
 
 help:
 	@echo "make chat   install, then ask the mini about the bundled picture and stay in the conversation"
 	@echo "make test   install, then lint, types and the whole test suite"
 	@echo "make check  while working: format, lint, types, fast tests"
 	@echo "make mini   train the mini again from nothing (ARGS=... goes to bindlm.training.mini)"
+	@echo "make senses bind the mini's other senses again (SENSES='audio point depth text')"
 	@echo "make bench  run every benchmark in benchmarks/"
 	@echo "make clean  remove .venv, caches and build folders"
 	@echo
@@ -46,6 +47,12 @@ check: $(STAMPS)/test
 
 mini: $(STAMPS)/train
 	@$(PY) -m bindlm.training.mini $(ARGS)
+	@$(MAKE) --no-print-directory senses ARGS="--model runs/mini/export"
+
+# The player's other dependency, pyaudio, is for loudspeakers and needs a compiler.
+senses: $(STAMPS)/train
+	@$(PY) -c 'import tinysoundfont' 2>/dev/null || $(PY) -m pip install -q --no-deps tinysoundfont
+	@$(PY) -m bindlm.binding.mini $(SENSES) $(ARGS)
 
 bench: $(STAMPS)/base
 	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script" $(ARGS) || exit 1; done

@@ -162,3 +162,16 @@ def test_two_processes_get_the_gradient_of_the_whole_batch(two_processes, is_sym
     for name, whole in (("weight", layer.weight), ("bias", layer.bias), ("scale", scale.log_scale)):
         mean = torch.stack([share[name] for share in shares]).mean(dim=0)
         torch.testing.assert_close(mean, whole.grad)
+
+
+def test_distractors_count_as_negatives_unless_they_are_like_the_rows_anchor() -> None:
+    anchors = torch.eye(4)[:2]
+    embeddings = torch.nn.functional.normalize(torch.tensor([[1.0, 0.2, 0.5, 0.0], [0.1, 1.0, 0.0, 0.3]]), dim=-1)
+    unlike, like = torch.eye(4)[2:3], torch.nn.functional.normalize(torch.tensor([[1.0, 0.0, 0.3, 0.0]]), dim=-1)
+    plain = contrastive_loss(embeddings, anchors, 5.0, is_symmetric=False)
+    assert contrastive_loss(embeddings, anchors, 5.0, distractors=unlike, is_symmetric=False) > plain + 0.01
+    logits = 5 * torch.cat([embeddings @ anchors.T, embeddings @ like.T], dim=1)
+    logits[0, 2] = -torch.inf  # like the first row's anchor, so none of its negatives
+    expected = torch.nn.functional.cross_entropy(logits, torch.arange(2))
+    found = contrastive_loss(embeddings, anchors, 5.0, distractors=like, alike=0.5, is_symmetric=False)
+    torch.testing.assert_close(found, expected)

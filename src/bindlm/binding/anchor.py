@@ -28,7 +28,7 @@ from bindlm.training.features.embed import input_side
 from bindlm.training.features.views import cut_views
 from bindlm.training.stage_recipe import ViewsConfig
 
-__all__ = ["AnchorBank", "feature_bank", "text_prototypes"]
+__all__ = ["AnchorBank", "feature_bank", "read_distractors", "text_prototypes"]
 
 Advance = Callable[[int], object]
 
@@ -88,6 +88,21 @@ def feature_bank(side: AnchorSide) -> AnchorBank:
         rows.append(values / lengths)
     digest = hashlib.sha256("".join(sha256_of(file) for file in sorted(files)).encode()).hexdigest()[:16]
     return AnchorBank(np.stack(rows), unusable, digest)
+
+
+def read_distractors(file: Path | None, dim: int) -> Tensor | None:
+    """Embeddings that no medium is of, `(M, D_joint)`, unit length.
+
+    Raises:
+        ConfigError: the file holds something else, or is of another width.
+        CheckpointError: it is missing or damaged.
+    """
+    if file is None:
+        return None
+    values = np.asarray(_features(file), dtype=np.float32)[:, 0]
+    if values.shape[1] != dim:
+        raise ConfigError(f"{file} holds embeddings {values.shape[1]} wide, and the anchors are {dim} wide.")
+    return F.normalize(torch.from_numpy(values), dim=-1)
 
 
 def _features(path: Path) -> NDArray[Any]:

@@ -24,10 +24,20 @@ class BindingModel(nn.Module):
         weights: of each anchor column's term.
         chunk: rows whose activations are in memory at once.
         takes_features: whether batches hold the features of an `AdapterTower`'s backbone in place of media.
+        distractors: `(M, D_joint)`, unit length, see `contrastive_loss`.
     """
 
+    distractors: Tensor | None
+
     def __init__(
-        self, tower: Tower, objective: ObjectiveRecipe, weights: Sequence[float], *, chunk: int, takes_features: bool
+        self,
+        tower: Tower,
+        objective: ObjectiveRecipe,
+        weights: Sequence[float],
+        *,
+        chunk: int,
+        takes_features: bool,
+        distractors: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.tower = tower
@@ -35,7 +45,8 @@ class BindingModel(nn.Module):
             objective.temperature, is_learnable=objective.is_learnable, max_scale=objective.max_scale
         )
         self.weights, self.chunk, self.takes_features = tuple(weights), chunk, takes_features
-        self.is_symmetric = objective.is_symmetric
+        self.is_symmetric, self.alike = objective.is_symmetric, objective.alike
+        self.register_buffer("distractors", distractors, persistent=False)
 
     def forward(
         self,
@@ -70,6 +81,8 @@ class BindingModel(nn.Module):
                 scale,
                 keys=keys[:, column],
                 is_present=is_present[:, column],
+                distractors=self.distractors,
+                alike=self.alike,
                 is_symmetric=self.is_symmetric,
                 **further,
             )

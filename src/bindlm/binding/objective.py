@@ -55,6 +55,8 @@ def contrastive_loss(
     is_present: Tensor | None = None,
     negatives: Tensor | None = None,
     negative_keys: Tensor | None = None,
+    distractors: Tensor | None = None,
+    alike: float = 0.5,
     is_symmetric: bool = True,
 ) -> Tensor:
     """How badly media and anchors find each other in a batch: mean cross entropy, in nats.
@@ -71,6 +73,8 @@ def contrastive_loss(
         is_present: `(B,)`, True where the row has an anchor; others take no part. None: all have.
         negatives: `(N, D_joint)`, further anchors that no medium of the batch belongs to.
         negative_keys: `(N, K)`, theirs; a medium with the same number leaves them out.
+        distractors: `(M, D_joint)`, unit length: what no medium is, though the joint space knows it.
+        alike: cosine between a row's anchor and a distractor from which the latter is no negative of the row.
         is_symmetric: whether anchors look for media too.
 
     Returns:
@@ -93,11 +97,13 @@ def contrastive_loss(
     if keys is not None:
         is_out = is_out | _share_a_key(keys, _gathered(keys))
     is_out = is_out.scatter(1, own[:, None], False)
-    further = None if negatives is None else _further(embeddings, scale, negatives, keys, negative_keys)
+    further = [] if negatives is None else [_further(embeddings, scale, negatives, keys, negative_keys)]
+    if distractors is not None:
+        further.append((scale * (embeddings @ distractors.T), anchors @ distractors.T > alike))
     losses = _cross_entropy(scale * (embeddings @ all_anchors.T), is_out, own, is_present, further)
     if is_symmetric:
         all_embeddings = _gathered(embeddings)  # (G, D_joint)
-        back = _cross_entropy(scale * (anchors @ all_embeddings.T), is_out, own, is_present, None)
+        back = _cross_entropy(scale * (anchors @ all_embeddings.T), is_out, own, is_present, [])
         losses = (losses + back) / 2
     return losses.sum() * (_num_processes() / all_present.sum().clamp(min=1))
 
@@ -113,12 +119,12 @@ def _further(
 
 
 def _cross_entropy(
-    logits: Tensor, is_out: Tensor, target: Tensor, is_present: Tensor, further: tuple[Tensor, Tensor] | None
+    logits: Tensor, is_out: Tensor, target: Tensor, is_present: Tensor, further: list[tuple[Tensor, Tensor]]
 ) -> Tensor:
     """Losses `(B', )` of the rows that are present, over logits `(B, G)` and further ones `(B, N)` that may count."""
     logits = logits.float().masked_fill(is_out, -math.inf)
-    if further is not None:
-        logits = torch.cat([logits, further[0].float().masked_fill(further[1], -math.inf)], dim=1)  # (B, G + N)
+    more = [each.float().masked_fill(out, -math.inf) for each, out in further]
+    logits = torch.cat([logits, *more], dim=1)  # (B, G + N)
     return F.cross_entropy(logits[is_present], target[is_present], reduction="none")
 
 

@@ -158,7 +158,15 @@ class ObjectiveRecipe:
     extra_negatives: int = 0
     """Anchors from outside the batch that media are held against too: they are ready, so they cost one product."""
 
+    distractors: Path | None = None
+    """File of embeddings that no medium is of, though the joint space knows them: the other names of a cache, say.
+    Media are held against all of them."""
+    alike: float = 0.5
+    """Cosine with a row's anchor from which a distractor is no negative of the row."""
+
     def __post_init__(self) -> None:
+        if not -1 <= self.alike <= 1:
+            raise ConfigError(f"ObjectiveRecipe.alike must lie in -1..1, got {self.alike}.")
         if not (self.temperature > 0 and self.max_scale >= 1 / self.temperature >= 1):
             raise ConfigError(
                 "ObjectiveRecipe.temperature must lie between 1 / max_scale and 1, got "

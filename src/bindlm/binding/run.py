@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from bindlm.binding.anchor import read_distractors
 from bindlm.binding.batches import Batches
 from bindlm.binding.companion import FILE as COMPANION_FILE
 from bindlm.binding.companion import Companion, drop_lonely
@@ -97,6 +98,7 @@ def make_model(recipe: BindRecipe, setup: Setup) -> BindingModel:
         [side.column.weight for side in setup.pairs.sides],
         chunk=recipe.optimizer.micro_batch_size,
         takes_features=isinstance(setup.values, BackboneFeatures),
+        distractors=read_distractors(recipe.objective.distractors, setup.banks[0].dim),
     )
 
 

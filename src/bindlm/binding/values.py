@@ -26,7 +26,8 @@ SPECTROGRAM_AXES = {"mel_transformer": (-2, -1), "mel_cnn": (-2, -1)}
 
 _OF_THE_NET = (
     "channels depth dim drop_path dropout encoder family group_size hidden_dim lora_alpha lora_dropout mlp_ratio "
-    "noise num_groups num_heads patch point_width r stem target_modules trained_modules width"
+    "noise num_groups num_heads num_prototypes patch point_width prototype_share prototype_temperature r stem "
+    "target_modules trained_modules width"
 ).split()
 """Fields of towers' configurations that what is kept of a medium does not depend on."""
 _WORKERS = 2

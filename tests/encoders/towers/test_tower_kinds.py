@@ -170,7 +170,7 @@ def test_backbone_is_no_part_of_the_weights_and_waits_for_its_first_use(kind: st
     assert isinstance(tower, AdapterTower)
     assert all(name.startswith("adapter.") for name in tower.state_dict())
     assert not tower.frozen_parts()[0].is_loaded
-    width = tower.adapter[1].normalized_shape[0]
+    width = tower.adapter[2].normalized_shape[0]
     assert tower.adapt(torch.zeros(2, width)).shape == (2, DIM)
     with pytest.raises(CheckpointError, match="does not exist"):
         tower.features(torch.ones(1, 2, 100, 96) if kind == "aisfx_adapter" else torch.ones(1, 4, dtype=torch.int64))

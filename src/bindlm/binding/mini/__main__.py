@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from bindlm.binding.mini.attach import attach_towers
-from bindlm.binding.mini.tables import SENSES, SOURCES_OF, read_prototypes, write_pairs
+from bindlm.binding.mini.attach import add_prototypes, attach_towers
+from bindlm.binding.mini.tables import DISTRACTORS, FEATURES, SENSES, SOURCES_OF, read_prototypes, write_pairs
 from bindlm.binding.recipe import BindRecipe
 from bindlm.binding.run import bind
 from bindlm.binding.sources import SOURCES
-from bindlm.checkpoints import home
+from bindlm.checkpoints import home, load_state
 from bindlm.errors import BindLMError
 from bindlm.loading import MINI
 from bindlm.training.recipe import load_recipe
@@ -65,8 +65,13 @@ def _run(arguments: argparse.Namespace) -> int:
             f"data.pairs=[{table}]",
             f"anchor.encoder={'mini' if arguments.model == MINI else arguments.model}",
         ]
+        if SOURCES_OF[sense] == ("furniture",):
+            overrides.append(f"objective.distractors={table.parent / DISTRACTORS}")
         if bind(load_recipe(arguments.recipes / f"bind-{sense}.yaml", BindRecipe, overrides), say=tell).tower is None:
             raise KeyboardInterrupt
+        if sense == "audio":
+            features = load_state(table.parent / FEATURES)["features"]
+            add_prototypes(run / f"bind-{sense}" / "tower", features)
     attach_towers(arguments.model, {sense: run / f"bind-{sense}" / "tower" for sense in senses}, arguments.out)
     tell(f"the mini with {', '.join(senses)} is in {arguments.out}")
     return 0

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bindlm.bound_encoder import WEIGHTS_FILE
 from bindlm.checkpoints.state import load_state, save_state_atomic, write_text_atomic
-from bindlm.encoders.bound import load_tower_folder, read_tower_folder
+from bindlm.encoders.bound import load_tower_folder, read_tower_folder, save_tower
+from bindlm.encoders.towers import build_tower
 from bindlm.errors import CheckpointError
 
 _CONFIG = "config.json"
@@ -50,6 +51,22 @@ def attach_towers(model: Path, towers: Mapping[str, Path], folder: Path) -> None
                 shutil.copy2(file, folder / file.name)
     save_state_atomic(folder / WEIGHTS_FILE, state, metadata={"format": "pt"})
     write_text_atomic(folder / _CONFIG, json.dumps(config, indent=2) + "\n")
+
+
+def add_prototypes(folder: Path, prototypes: Tensor) -> None:
+    """Let a trained sound tower pull its embeddings toward what it was bound to.
+
+    Args:
+        folder: of the tower; written anew.
+        prototypes: `(N, D_joint)`, unit length.
+
+    Raises:
+        CheckpointError: the tower is missing or damaged.
+    """
+    content, trained = read_tower_folder(folder), load_tower_folder(folder)
+    tower = build_tower(**{**content.settings, "num_prototypes": len(prototypes)})
+    tower.load_state_dict({**trained.state_dict(), "pull.prototypes": prototypes.float()})
+    save_tower(tower, folder, anchor=content.anchor, notice=content.notice)
 
 
 def _as_shipped(tensor: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from bindlm.encoders.aisfx import (
 from bindlm.encoders.frozen import Frozen
 from bindlm.encoders.towers.base import AdapterTower
 from bindlm.encoders.towers.checks import check_number, check_whole
-from bindlm.encoders.towers.parts import adapter_mlp
+from bindlm.encoders.towers.parts import PrototypePull, adapter_mlp
 from bindlm.encoders.towers.waveform import load_waveform
 
 
@@ -39,9 +39,18 @@ class AisfxAdapterConfig:
     """In the adapter, in training."""
     noise: float = 0.0
     """Length of a random vector added to the backbone's features in training, as a share of theirs."""
+    num_prototypes: int = 0
+    """Directions that sounds were bound to, toward which an embedding is pulled; see `PrototypePull`."""
+    prototype_share: float = 0.5
+    """How much of the result they are, 0 to 1."""
+    prototype_temperature: float = 20.0
+    """Factor on cosines before the softmax over them."""
 
     def __post_init__(self) -> None:
         check_whole(self, 1, "dim", "num_blocks", "hidden_dim")
+        check_whole(self, 0, "num_prototypes")
+        check_number(self, "prototype_share", 0, 1)
+        check_number(self, "prototype_temperature", 0, 1000)
         check_number(self, "dropout", 0, 0.9)
         check_number(self, "noise", 0, 10)
 
@@ -57,7 +66,14 @@ class AisfxAdapter(AdapterTower):
         self.config = config
         self.dim = config.dim
         self.backbone = Aisfx(config.backbone)
-        self.adapter = adapter_mlp(NUM_FEATURES, config.hidden_dim, config.dim, config.dropout, config.noise)
+        self.adapter = adapter_mlp(
+            NUM_FEATURES, config.hidden_dim, config.dim, config.dropout, config.noise, is_standardized=True
+        )
+        self.pull: PrototypePull | None = None
+        if config.num_prototypes:
+            self.pull = PrototypePull(
+                config.num_prototypes, config.dim, config.prototype_share, config.prototype_temperature
+            )
 
     def frozen_parts(self) -> tuple[Frozen, ...]:
         """aiSFX."""
@@ -70,6 +86,11 @@ class AisfxAdapter(AdapterTower):
     def prepare(self, raw: np.ndarray) -> Tensor:
         """`(S,)` -> float32 `(num_blocks, 100, 96)`; blocks that are not there hold -1."""
         return log_mel_blocks(torch.tensor(np.asarray(raw, dtype=np.float32)), self.config.num_blocks)
+
+    def adapt(self, features: Tensor) -> Tensor:
+        """Features `(B, 512)` to embeddings `(B, D_joint)`; pulled toward the prototypes, but not in training."""
+        embeddings = super().adapt(features)
+        return embeddings if self.pull is None or self.training else self.pull(embeddings)
 
     def features(self, values: Tensor) -> Tensor:
         """`(B, num_blocks, 100, 96)` -> `(B, 512)`."""

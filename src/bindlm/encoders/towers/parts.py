@@ -72,9 +72,39 @@ class RandomDirection(nn.Module):
         return rows + self.share * rows.norm(dim=-1, keepdim=True) * random
 
 
-def adapter_mlp(num_features: int, hidden: int, dim: int, dropout: float, noise: float = 0.0) -> nn.Sequential:
-    """LayerNorm, Linear, GELU, Linear: frozen features `(B, F)` to the joint space `(B, dim)`."""
+class PrototypePull(nn.Module):
+    """Pulls embeddings toward the few directions that a sense was bound to: Eq. (3)-(4) of ImageBind-LLM
+    (arXiv 2309.03905) in their released form, over prototypes in place of pictures.
+
+    An unsure sound lies between several names; among the thousands that the joint space knows, a name that no sound
+    has may be nearest there. Buffers: prototypes `(N, D_joint)`, unit length.
+    """
+
+    prototypes: Tensor
+
+    def __init__(self, count: int, dim: int, share: float, temperature: float) -> None:
+        super().__init__()
+        self.share, self.temperature = share, temperature
+        self.register_buffer("prototypes", torch.zeros(count, dim))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """`(B, D_joint)` -> `(B, D_joint)`."""
+        unit = F.normalize(embeddings, dim=-1)
+        prototypes = self.prototypes.to(unit.dtype)
+        weights = torch.softmax(self.temperature * (unit @ prototypes.T), dim=-1)  # (B, N)
+        return (1 - self.share) * unit + self.share * F.normalize(weights @ prototypes, dim=-1)
+
+
+def adapter_mlp(
+    num_features: int, hidden: int, dim: int, dropout: float, noise: float = 0.0, *, is_standardized: bool = False
+) -> nn.Sequential:
+    """LayerNorm, Linear, GELU, Linear: frozen features `(B, F)` to the joint space `(B, dim)`.
+
+    With `is_standardized` each feature first loses its mean and deviation over the training data, for backbones whose
+    features share a large mean.
+    """
     return nn.Sequential(
+        nn.BatchNorm1d(num_features, affine=False) if is_standardized else nn.Identity(),
         RandomDirection(noise),
         nn.LayerNorm(num_features),
         nn.Linear(num_features, hidden),
