@@ -152,3 +152,25 @@ def test_an_interrupted_answer_ends_with_130(bindlm_command, model):
     model.error = KeyboardInterrupt()
     run = bindlm_command("ask", "What?")
     assert (run.code, run.out, run.err) == (130, "This", "bindlm: stopped\n")
+
+
+def test_other_senses_are_asked_about_with_their_weights(bindlm_command, model, red, tmp_path):
+    model.encoder.modalities = ("image", "audio", "text")
+    sound = tmp_path / "meow.wav"
+    sound.write_bytes(b"RIFF")
+    words = ["--image", red, "--audio", sound, "--text", "a cat", "--weight", "audio=0.3"]
+    assert bindlm_command("ask", "What is this?", *words).code == 0
+    call = model.calls[0]
+    assert call["audio"] == [str(sound)]
+    assert call["text"] == ["a cat"]
+    assert call["weights"] == {"audio": 0.3}
+
+
+def test_a_sense_that_the_model_lacks_and_a_file_that_is_not_there_are_named(bindlm_command, model, tmp_path):
+    model.encoder.modalities = ("image",)
+    run = bindlm_command("ask", "What is this?", "--text", "a cat")
+    assert run.code == 2
+    assert "has no 'text'" in run.err
+    run = bindlm_command("ask", "What is this?", "--audio", tmp_path / "nowhere.wav")
+    assert run.code == 3
+    assert "there is no such file" in run.err

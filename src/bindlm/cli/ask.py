@@ -1,10 +1,11 @@
-"""bindlm ask "What is this?" --image cat.jpg"""
+"""bindlm ask "What is this?" --image cat.jpg --audio meow.ogg"""
 
 import time
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
-from bindlm.cli.loading import load_model, set_seed
+from bindlm.cli.loading import check_senses, load_model, set_seed
+from bindlm.cli.media import SENSES, add_sense_options, check_before_loading, given_media, open_standard_input
 from bindlm.cli.options import (
     add_answer_options,
     answer_settings,
@@ -16,6 +17,7 @@ from bindlm.cli.options import (
 from bindlm.cli.output import AnswerPrinter, print_json
 from bindlm.errors import ConfigError
 
+OTHERS = tuple(sense for sense in SENSES if sense != "image")
 MIXES = ("turns", "released", "paper")
 """What `model.answer` takes as `mix`, written out so that help comes without torch."""
 PHASES = ("load", "media", "encode", "prefill", "decode")
@@ -30,6 +32,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="a picture; give several to mix them, - to read one from standard input",
     )
+    add_sense_options(parser, OTHERS, note=", if the model has that sense", takes_many=False)
     parser.add_argument(
         "--weight",
         action="append",
@@ -53,11 +56,15 @@ def run(options: Namespace) -> int:
     started = time.perf_counter()
     if not options.question.strip():
         raise ConfigError("the question is empty; give one in quotes, such as 'What is this?'")
-    weights = collect_weights(options.weight, {"image": options.image})
-    # Before the model: a bad picture is reported at once, not after seconds of loading.
+    given = given_media(options)
+    weights = collect_weights(options.weight, given)
+    # Before the model: a bad medium is reported at once, not after seconds of loading.
     pictures = load_pictures(options.image, allow_url=options.allow_url)
+    others = open_standard_input({sense: sources for sense, sources in given.items() if sense != "image"})
+    check_before_loading(others, allow_url=options.allow_url, skip_bad=False)
     read = time.perf_counter()
     model = load_model(options.model)
+    check_senses(model, tuple(others), options.model)
     set_seed(options.seed)
     loaded = time.perf_counter()
     printer = None if options.json else AnswerPrinter()
@@ -67,6 +74,7 @@ def run(options: Namespace) -> int:
         weights=weights,
         stream=printer,
         **({} if options.mix is None else {"mix": options.mix}),
+        **others,
         **answer_settings(options),
     )
     if printer is not None:
