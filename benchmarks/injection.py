@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 import bindlm
-from bindlm.injections import find_decoder_layers
+from bindlm.injections import AdditiveInjection, find_decoder_layers
 
 
 def decode(language_model: torch.nn.Module, prompt: torch.Tensor, *, num_tokens: int, **kwargs: torch.Tensor) -> float:
@@ -56,6 +56,7 @@ def main() -> None:
     def run(measure: Callable[..., float], is_injected: bool, has_lora: bool) -> float:
         model.injection.detach()
         if is_injected:
+            assert isinstance(model.injection, AdditiveInjection)
             model.injection.attach(layers)
         rows = torch.tensor([True]) if has_lora else None
         assert lora is not None

@@ -57,6 +57,7 @@ def prepared(folder: Path, options: argparse.Namespace) -> tuple[Any, Any, Any]:
     """The mini with a new bridge, its embedder, and the data of the run."""
     import bindlm
     from bindlm.embedding import load_embedder
+    from bindlm.injections import AdditiveInjection
     from bindlm.training.data.sources import open_source
     from bindlm.training.features.extract import extract_features
     from bindlm.training.samples import TrainingData
@@ -68,6 +69,7 @@ def prepared(folder: Path, options: argparse.Namespace) -> tuple[Any, Any, Any]:
     for module in model.bridge.modules():
         if isinstance(module, torch.nn.Linear):
             module.reset_parameters()
+    assert isinstance(model.injection, AdditiveInjection)
     torch.nn.init.constant_(model.injection.gate, 0.1)
     model.cache = None
     prepare_stage(model, "pretrain", TuningConfig(frozen_dtype=options.dtype))

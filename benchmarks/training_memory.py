@@ -32,6 +32,7 @@ def measure(stage: str, precision: str, is_checkpointed: bool, rows: int, row_to
     """Train two steps in this process; the most bytes resident beyond the imports."""
     import torch
 
+    from bindlm.injections import AdditiveInjection
     from bindlm.modeling import BindLMForConditionalGeneration
     from bindlm.training.memory_table import sized_config
     from bindlm.training.stage_recipe import TuningConfig
@@ -44,6 +45,7 @@ def measure(stage: str, precision: str, is_checkpointed: bool, rows: int, row_to
     before = peak_bytes()
     model = BindLMForConditionalGeneration(config)
     prepare_stage(model, stage, TuningConfig(frozen_dtype=PRECISIONS[precision]))
+    assert isinstance(model.injection, AdditiveInjection)
     torch.nn.init.constant_(model.injection.gate, 0.1)
     with tempfile.TemporaryDirectory() as folder:
         fit(

@@ -193,7 +193,8 @@ class AskMixin:
         form = MixForm.RELEASED if mix == TURNS else MixForm(mix)
         prompt_tokens, answer_tokens, told = inputs["input_ids"].shape[1], 0, list[str]()
         start = time.perf_counter()
-        for turn in turns or [None]:
+        planned: list[list[tuple[Tensor, float]] | None] = [*turns] or [None]
+        for turn in planned:
             timeline.next_turn(told)
             with torch.inference_mode():
                 output = self.generate(  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 import math
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bindlm.errors import ConfigError
@@ -72,7 +72,7 @@ def modality_weight(text: str) -> tuple[str, float]:
     return modality, non_negative_float(number)
 
 
-def collect_weights(pairs: Sequence[tuple[str, float]], given: dict[str, Sequence[str]]) -> dict[str, float] | None:
+def collect_weights(pairs: Sequence[tuple[str, float]], given: Mapping[str, Sequence[str]]) -> dict[str, float] | None:
     """The share of each modality in the mixture, or None where the command line names none.
 
     Args:

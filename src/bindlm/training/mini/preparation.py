@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from bindlm.bound_encoder import load_tower
-from bindlm.bridges.bind_network import init_near_zero_residuals
+from bindlm.bridges.bind_network import BindNetwork, init_near_zero_residuals
 from bindlm.checkpoints import load_language_model, load_state, resolve, save_state_atomic
 from bindlm.checkpoints.state import write_text_atomic
 from bindlm.configuration import BindLMConfig
@@ -90,6 +90,7 @@ class MiniPreparation:
             return
         result = self.folder / "readout.safetensors"
         bridge = self.model.bridge.requires_grad_(True)
+        assert isinstance(bridge, BindNetwork)
         if not result.is_file():
             language_model = self.model.language_model
             readout = Readout(
@@ -155,5 +156,6 @@ def _unbound(settings: ModelConfig) -> tuple[BindLMForConditionalGeneration, obj
     model = BindLMForConditionalGeneration(config, language_model)
     model.requires_grad_(False)
     load_tower(model.encoder, "image_tower", resolve(settings.image_tower))
+    assert isinstance(model.bridge, BindNetwork)
     init_near_zero_residuals(model.bridge)
     return model, tokenizer
