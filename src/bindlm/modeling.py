@@ -515,14 +515,15 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
         own = self.state_dict()
         names = set(_without_ties({name: own[name] for name in self.saved_names()}))
         state = load_state(path, expected={name: tuple(own[name].shape) for name in names})
-        for name, tensor in state.items():
-            if tensor.is_floating_point():
-                state[name] = tensor.to(torch.float32 if name.startswith(("encoder.", "cache.")) else dtype)
         # a language model that is saved here may tie its head, and assigning would cut the tie
-        self.load_state_dict(state, strict=False, assign=self.config.language_model is not None)
+        is_assigned = self.config.language_model is not None
         # never language_model.to(dtype): that would round the rotary frequencies, which transformers keeps in fp32
         self.bridge.to(dtype)
         self.injection.to(dtype)
+        for name, tensor in state.items():
+            if is_assigned and tensor.is_floating_point():  # else copying converts, without a second model in memory
+                state[name] = tensor.to(torch.float32 if name.startswith(("encoder.", "cache.")) else dtype)
+        self.load_state_dict(state, strict=False, assign=is_assigned)
         self.encoder.requires_grad_(False)
         for parameter in self.lora_parameters():
             parameter.requires_grad_(False)

@@ -7,6 +7,7 @@ Parts are found by what they are, never by a piece of a parameter's name: "norm"
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -15,7 +16,15 @@ from torch import nn
 from bindlm.errors import ConfigError
 from bindlm.injections import find_decoder_layers
 
-__all__ = ["add_biases", "check_bias_names", "find_biases", "find_linears", "find_norms"]
+__all__ = [
+    "add_biases",
+    "check_bias_names",
+    "check_biases_have_a_switch",
+    "declare_biases",
+    "find_biases",
+    "find_linears",
+    "find_norms",
+]
 
 
 def find_norms(language_model: nn.Module) -> dict[str, nn.Module]:
@@ -93,6 +102,36 @@ def add_biases(language_model: nn.Module, names: Sequence[str]) -> list[nn.Param
             dtype = weight.dtype if weight.is_floating_point() else torch.float32  # quantised weights are whole
             linear.bias = nn.Parameter(torch.zeros(linear.out_features, dtype=dtype, device=weight.device))
     return find_biases(language_model, names)
+
+
+_SWITCHES = {
+    "attention_bias": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp_bias": ("gate_proj", "up_proj", "down_proj"),
+}
+"""Settings by which transformers' decoders of the Llama kind have biases, and the layers that then have one."""
+
+
+def check_biases_have_a_switch(language_model: nn.Module, names: Iterable[str]) -> None:
+    """See that a plain transformers model of this kind could have biases on these layers.
+
+    Raises:
+        ConfigError: its configuration has no setting for them, so they would be lost when it is saved and loaded.
+    """
+    config: Any = language_model.config
+    covered = {name for switch, layers in _SWITCHES.items() if hasattr(config, switch) for name in layers}
+    if lost := [name for name in names if name not in covered]:
+        raise ConfigError(
+            f"{type(language_model).__name__} has no setting for biases on {', '.join(lost)}, so a plain model cannot "
+            "keep them: keep the bound model, or tune without these biases."
+        )
+
+
+def declare_biases(language_model: nn.Module, names: Sequence[str]) -> None:
+    """Set the switches of these layers' biases, and give the other layers of a switch biases of zeros."""
+    for switch, layers in _SWITCHES.items():
+        if any(name in layers for name in names):
+            add_biases(language_model, layers)
+            setattr(language_model.config, switch, True)
 
 
 def find_biases(language_model: nn.Module, names: Sequence[str] | None = None) -> list[nn.Parameter]:

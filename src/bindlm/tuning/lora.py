@@ -61,6 +61,12 @@ class LoraSwitch:
         self._is_always = scope == "always"
         self._set([True] if self._is_always else None)
 
+    def close(self) -> None:
+        """Take the switch's own hooks off; the adapters stay as they are."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
     def parameters(self) -> list[nn.Parameter]:
         """The adapters' weights."""
         return [
@@ -107,9 +113,7 @@ class LoraSwitch:
             self._set(before)
 
     def _set(self, rows: list[bool] | None) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self.close()
         for layer in self._layers:
             # PEFT's enable_adapters() sets requires_grad as well, which is the stage's business, and costs 100 times
             # as much, twice a token
@@ -118,6 +122,21 @@ class LoraSwitch:
             hook = partial(_add_adapter_names, names=[ADAPTER_NAME if flag else _BASE for flag in rows])
             self._handles += [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in self._layers]
         self._rows = rows
+
+
+def take_lora_out(language_model: nn.Module, *, merge: bool) -> None:
+    """Put plain linear layers in the place of those with LoRA.
+
+    Args:
+        merge: whether the weights take up what the adapters add; otherwise they are as before there were any.
+    """
+    for name, module in list(language_model.named_modules()):
+        if not isinstance(module, LoraLayer):
+            continue
+        if merge:
+            module.merge()
+        parent, _, own = name.rpartition(".")
+        setattr(language_model.get_submodule(parent), own, module.get_base_layer())
 
 
 def _add_adapter_names(

@@ -6,8 +6,14 @@ from typing import Any
 from torch import nn
 
 from bindlm.errors import ConfigError
-from bindlm.tuning.bias_norm import add_biases, find_biases, find_norms
-from bindlm.tuning.lora import LoraSwitch, inject_lora
+from bindlm.tuning.bias_norm import (
+    add_biases,
+    check_biases_have_a_switch,
+    declare_biases,
+    find_biases,
+    find_norms,
+)
+from bindlm.tuning.lora import LoraSwitch, inject_lora, take_lora_out
 
 
 class TuningMixin:
@@ -15,6 +21,7 @@ class TuningMixin:
 
     config: Any
     language_model: Any
+    injection: Any
     _lora: LoraSwitch | None
 
     def add_lora(self, settings: dict[str, Any], *, scope: str = "conditioned") -> list[nn.Parameter]:
@@ -47,6 +54,34 @@ class TuningMixin:
     def lora_parameters(self) -> list[nn.Parameter]:
         """The adapters' weights; empty where there are none."""
         return self._lora.parameters() if self._lora is not None else []
+
+    def unload_lora(self) -> None:
+        """Take the LoRA adapters out, if there are any; norms, biases and the injection stay."""
+        self._drop_lora(merge=False)
+
+    def merge(self) -> Any:
+        """The language model alone, with all that was trained of it, as a plain transformers model.
+
+        Adapters are added into the weights, biases are declared in its configuration, the injection is taken off: it
+        is what this model computes for text without media, LoRA always on. It can be saved and loaded by transformers.
+        It is not a copy: this bound model has given its language model away and is of no more use.
+
+        Raises:
+            ConfigError: the language model's kind cannot have such biases; nothing is changed then.
+        """
+        biases = (self.config.tuned or {}).get("biases", [])
+        check_biases_have_a_switch(self.language_model, biases)
+        self.injection.detach()
+        self._drop_lora(merge=True)
+        declare_biases(self.language_model, biases)
+        return self.language_model
+
+    def _drop_lora(self, *, merge: bool) -> None:
+        if self._lora is None:
+            return
+        self._lora.close()
+        take_lora_out(self.language_model, merge=merge)
+        self._lora, self.config.lora = None, None
 
     def add_tuned(self, *, norms: bool = False, biases: Sequence[str] = ()) -> None:
         """Make norms and biases of the language model this model's own: saved with it, as they are to be trained.
