@@ -124,8 +124,8 @@ def test_the_minis_encoder_gives_what_the_mini_gives(mini):
 
 
 def test_modalities_that_weights_lack_are_refused():
-    with pytest.raises(ConfigError, match="has no 'audio'"):
-        load_embedder("mini", modalities=["audio"])
+    with pytest.raises(ConfigError, match="has no 'thermal'"):
+        load_embedder("mini", modalities=["thermal"])
 
 
 def test_unknown_weights_are_refused(tmp_path):

@@ -49,7 +49,7 @@ def shape_of(entry: Any) -> list[int]:
     return entry["shape"] if isinstance(entry, dict) else entry
 
 
-@pytest.mark.parametrize("kind", BRIDGES)
+@pytest.mark.parametrize("kind", [kind for kind in BRIDGES if kind != "none"])
 def test_parameters_are_counted_without_building(kind: str) -> None:
     bridge = small(kind)
     assert bridge.config.num_parameters == sum(parameter.numel() for parameter in bridge.parameters())

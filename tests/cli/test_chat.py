@@ -302,6 +302,7 @@ def test_a_broken_file_is_reported_before_a_question_is_asked(bindlm_command, se
 
 def test_a_sense_that_the_model_lacks_is_refused_with_what_to_do(bindlm_command, model, horn, monkeypatch):
     words = ("chat", "--audio", horn, "--model", "mine")
+    monkeypatch.setattr(loading, "mini_senses", lambda: ("image",))
     run = bindlm_command(*words)
     assert (run.code, model.calls) == (2, [])
     assert run.err == (

@@ -19,7 +19,7 @@ VERBS = {
     "classify": "say which of some words fits a medium best",
     "search": "find the media of a folder that are like words or like a medium",
     "train": "run a stage of training from a recipe, or go on with it",
-    "bind": "teach a new sense to speak in a frozen encoder's space, from a table of pairs",
+    "bind": "bind a new sense to a frozen encoder's space",
     "features": "embed a recipe's pictures once, so that training need not",
     "convert": "make a folder for bindlm of a published checkpoint and its LLaMA",
     "data": "read a training data set and say what is in it",

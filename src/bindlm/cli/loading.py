@@ -93,6 +93,8 @@ def check_senses(model: Any, senses: Sequence[str], reference: str | None) -> No
     Raises:
         ConfigError: It lacks one.
     """
+    if not senses:
+        return
     held = tuple(model.encoder.modalities)
     missing = [sense for sense in senses if sense not in held]
     if not missing:
