@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
 
 import bindlm
 from bindlm.checkpoints import convert_imagebind_llm, convert_llama_adapter_v1, convert_pandagpt
-from bindlm.checkpoints.convert.adapter import Shapes
+from bindlm.checkpoints.convert.adapter import Shapes, scaled_entry
 from bindlm.checkpoints.convert.imagebind_llm import imagebind_llm_shapes
 from bindlm.checkpoints.convert.llama import LlamaSizes
 from bindlm.checkpoints.convert.llama_adapter import llama_adapter_v1_shapes, llama_adapter_v2_shapes
@@ -128,6 +129,38 @@ def test_language_model_in_any_layout_gives_the_same_folder(layout: str, tmp_pat
     text = json.loads((out / "config.json").read_text())["text_config"]
     for name in ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "rms_norm_eps"):
         assert text[name] == json.loads((expected / "config.json").read_text())["text_config"][name]
+
+
+@pytest.mark.parametrize("scaling", [None, {"type": "linear", "factor": 4.0}])
+def test_settings_of_older_transformers_are_kept(scaling: dict[str, Any] | None, tmp_path: Path) -> None:
+    """As the Vicunas have them: no `rope_parameters`, no number of key heads."""
+    folder = transformers_folder(tmp_path / "llama")
+    settings = json.loads((folder / "config.json").read_text())
+    for name in ("rope_parameters", "num_key_value_heads", "head_dim"):
+        settings.pop(name, None)
+    settings |= {"rope_scaling": scaling, "torch_dtype": "float16", "max_position_embeddings": 512}
+    (folder / "config.json").write_text(json.dumps(settings))
+    config = {name: part for name, part in golden_config("imagebind_llm").items() if name != "llama"}
+    adapter = GOLDEN / "imagebind_llm" / "adapter_pretrain.safetensors"
+    out = convert_imagebind_llm(adapter, folder, tmp_path / "out", config, progress=False)
+    with pytest.warns(UserWarning, match="not for commercial use"):
+        model = bindlm.load(out)
+    tokens = torch.arange(9)[None]
+    expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(tokens).logits
+    torch.testing.assert_close(model(input_ids=tokens).logits, expected, rtol=0, atol=1e-5)
+    assert model.config.text_config.max_position_embeddings == 512
+
+
+@torch.no_grad()
+def test_scale_and_bias_of_the_chat_form_are_a_plain_layer() -> None:
+    case = {
+        name.rpartition(".")[2]: tensor
+        for name, tensor in golden("llama_adapter_v2/outputs.safetensors").items()
+        if name.startswith("scale_bias_linear.")
+    }
+    weight = scaled_entry(plain_entry(case["weight"]), case["scale"]).make()
+    given = nn.functional.linear(case["x"], weight, case["bias"])
+    torch.testing.assert_close(given, case["y"], rtol=1e-4, atol=1e-6)
 
 
 def nested(state: dict[str, Tensor], path: Path, **others: Any) -> Path:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from bindlm.checkpoints.home import disk_errors
 from bindlm.checkpoints.notice import byte_bar
 from bindlm.checkpoints.scratch import remove_stale, scratch_folder, scratch_name
-from bindlm.errors import CheckpointError
+from bindlm.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 _CHUNK = 1 << 22
@@ -257,3 +258,30 @@ def check_shapes(path: _PathLike, held: Mapping[str, Sequence[int]], expected: M
 
 def _some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def dtype_of(name: "torch.dtype | str | None") -> "torch.dtype":
+    """A floating-point type by its name; None is fp32.
+
+    Raises:
+        ConfigError: torch has no such type.
+    """
+    import torch
+
+    dtype = getattr(torch, name, None) if isinstance(name, str) else torch.float32 if name is None else name
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigError(f"dtype={name!r} is no floating-point type of torch; expected float32, bfloat16 or float16.")
+    return dtype
+
+
+def without_ties(state: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """Drop names that share storage with an earlier one (tied heads): safetensors keeps one copy."""
+    seen: set[tuple[Any, ...]] = set()
+    kept = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.device.type != "meta" and tensor.numel() and key in seen:
+            continue
+        seen.add(key)
+        kept[name] = tensor
+    return kept

@@ -138,9 +138,10 @@ def text_config(base: BaseLlama, *, special_ids: Mapping[str, int | list[int]], 
     settings = {**known, **base.settings, **special_ids, **changes}
     for name in LlamaSizes.__dataclass_fields__:
         settings[name] = getattr(sizes, name)
-    if "rope_parameters" not in settings:
-        settings["rope_parameters"] = {"rope_type": "default", "rope_theta": settings["rope_theta"]}
-    del settings["rope_theta"]
+    if settings.get("rope_parameters"):
+        del settings["rope_theta"]
+    elif not settings.get("rope_scaling"):  # else transformers makes one of both, as older files have them
+        settings["rope_parameters"] = {"rope_type": "default", "rope_theta": settings.pop("rope_theta")}
     return {**settings, "dtype": str(base.dtype).removeprefix("torch.")}
 
 
