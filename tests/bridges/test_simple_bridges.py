@@ -28,6 +28,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "linear": {},
     "mlp": {"hidden_dim": 9},
     "visual_query": {"embed_dim": 8, "num_blocks": 2, "num_heads": 2, "num_queries": 3},
+    "none": {},
 }
 
 
