@@ -24,12 +24,12 @@ from bindlm.asking import Answer, AskMixin
 from bindlm.bound_encoder import WEIGHTS_FILE, load_published_encoder, load_tower
 from bindlm.bridges import Bridge, build_bridge
 from bindlm.checkpoints import load_language_model, load_state, resolve
-from bindlm.checkpoints.state import save_state_atomic
+from bindlm.checkpoints.state import dtype_of, save_state_atomic, without_ties
 from bindlm.configuration import BindLMConfig
 from bindlm.encoders import JointEncoder, build_encoder
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.injections import Injection, build_injection
-from bindlm.injections.placing import check_media_rows, spread_over_rows, spread_over_tokens
+from bindlm.injections.placing import check_media_rows, counted_positions, spread_over_rows, spread_over_tokens
 from bindlm.injections.prefix import IGNORED_LABEL
 from bindlm.space import VisualCache, VisualCacheConfig
 from bindlm.space.mix import MixForm, mix_embeddings
@@ -327,7 +327,7 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
         if media_rows is not None or self.training:
             _leave_out_the_cache(kwargs, is_packed=media_rows is not None)
         if position_ids is None and self.injection.reads_positions:
-            position_ids = _counted_positions(attention_mask, tokens)
+            position_ids = counted_positions(attention_mask, tokens)
         if position_ids is not None:
             kwargs["position_ids"] = position_ids
         if labels is not None:
@@ -424,7 +424,7 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
         folder.mkdir(parents=True, exist_ok=True)
         state = dict(self.state_dict() if state_dict is None else state_dict)
         wanted = {name: state[name].detach().cpu().contiguous() for name in self.saved_names() if name in state}
-        save_state_atomic(folder / WEIGHTS_FILE, _without_ties(wanted), metadata={"format": "pt"})
+        save_state_atomic(folder / WEIGHTS_FILE, without_ties(wanted), metadata={"format": "pt"})
         self.config.architectures = [type(self).__name__]
         self.config.text_config.dtype = self.language_model.dtype
         self.config.save_pretrained(folder)
@@ -480,7 +480,7 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
             resolved = language_model.dtype
         else:
             text_config: Any = config.text_config
-            resolved = _dtype_of(text_config.dtype if dtype == "auto" else dtype)
+            resolved = dtype_of(text_config.dtype if dtype == "auto" else dtype)
             text_config.dtype = resolved
             if attn_implementation is not None:
                 text_config._attn_implementation = attn_implementation
@@ -513,7 +513,7 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
             CheckpointError: a missing or extra key, or a wrong shape.
         """
         own = self.state_dict()
-        names = set(_without_ties({name: own[name] for name in self.saved_names()}))
+        names = set(without_ties({name: own[name] for name in self.saved_names()}))
         state = load_state(path, expected={name: tuple(own[name].shape) for name in names})
         # a language model that is saved here may tie its head, and assigning would cut the tie
         is_assigned = self.config.language_model is not None
@@ -550,13 +550,6 @@ def _num_rows(tokens: Tensor | None) -> int:
     return len(tokens) if tokens is not None else 1
 
 
-def _counted_positions(attention_mask: Tensor | None, tokens: Tensor | None) -> Tensor | None:
-    """Places in the text `(B, T)`, padding not counted; None where nothing says what is padding."""
-    if attention_mask is None or attention_mask.ndim != 2 or tokens is None:
-        return None
-    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-
-
 def _has_no_target(labels: Tensor) -> bool:
     return not torch.compiler.is_compiling() and not bool(labels[:, 1:].ne(IGNORED_LABEL).any())
 
@@ -585,27 +578,6 @@ def _load_config(folder: Path) -> BindLMConfig:
             "bound first."
         )
     return BindLMConfig.from_pretrained(folder)
-
-
-def _dtype_of(name: torch.dtype | str | None) -> torch.dtype:
-    """A floating-point type by its name; None is fp32."""
-    dtype = getattr(torch, name, None) if isinstance(name, str) else torch.float32 if name is None else name
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ConfigError(f"dtype={name!r} is no floating-point type of torch; expected float32, bfloat16 or float16.")
-    return dtype
-
-
-def _without_ties(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drop names that share storage with an earlier one (tied heads): safetensors keeps one copy."""
-    seen: set[tuple[Any, ...]] = set()
-    kept = {}
-    for name, tensor in state.items():
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
-        if tensor.device.type != "meta" and tensor.numel() and key in seen:
-            continue
-        seen.add(key)
-        kept[name] = tensor
-    return kept
 
 
 def _check_same_shape(config: BindLMConfig, language_model: PreTrainedModel) -> None:

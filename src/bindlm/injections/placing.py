@@ -62,3 +62,10 @@ def check_media_rows(media_rows: Tensor, tokens: Tensor) -> None:
             f"media_rows must be whole numbers, got {media_rows.dtype}; to say only which rows have media, use "
             "has_media."
         )
+
+
+def counted_positions(attention_mask: Tensor | None, tokens: Tensor | None) -> Tensor | None:
+    """Places in the text `(B, T)`, padding not counted; None where nothing says what is padding."""
+    if attention_mask is None or attention_mask.ndim != 2 or tokens is None:
+        return None
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
