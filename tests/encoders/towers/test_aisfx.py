@@ -1,5 +1,6 @@
 """aiSFX as we rebuild it, against what the published code gives."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,16 @@ def test_blocks_lie_half_a_block_apart_and_are_at_most_so_many(num_samples: int,
     assert (blocks[num_blocks:] == -1).all()
 
 
+@pytest.fixture
+def no_safe_globals() -> Iterator[None]:
+    """Without what other libraries have told torch to trust in this process: accelerate does so for numpy's numbers."""
+    known = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    yield
+    torch.serialization.add_safe_globals(known)
+
+
+@pytest.mark.usefixtures("no_safe_globals")
 def test_checkpoint_is_opened_once_with_only_numbers_beside_the_weights(
     backbones: dict[str, str], home_of_its_own: Path, tmp_path: Path
 ) -> None:
