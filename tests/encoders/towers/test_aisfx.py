@@ -58,7 +58,7 @@ def test_blocks_lie_half_a_block_apart_and_are_at_most_so_many(num_samples: int,
 
 @pytest.fixture
 def no_safe_globals() -> Iterator[None]:
-    """Without what other libraries have told torch to trust in this process: accelerate does so for numpy's numbers."""
+    """Without what other libraries told torch to trust in this process: accelerate does so for numpy's numbers."""
     known = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     yield
