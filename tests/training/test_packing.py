@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig, PreTrainedModel
 
-from bindlm.training.packing import IGNORED, Packable, collate_packed, collate_padded, pack_rows, spread
+from bindlm.training.packing import Packable, collate_packed, collate_padded, pack_rows, spread
+from bindlm.training.render import IGNORED
 
 from ..tiny import VOCAB_SIZE, tiny_language_model, tiny_model, unit_rows
 

@@ -15,12 +15,13 @@ from bindlm.binding.companion import FILE as COMPANION_FILE
 from bindlm.binding.companion import Companion, drop_lonely
 from bindlm.binding.model import BindingModel
 from bindlm.binding.recipe import BindRecipe
-from bindlm.binding.setup import Say, Setup, counts, is_first_process, num_processes, prepare
+from bindlm.binding.setup import Say, Setup, counts, prepare
 from bindlm.binding.values import BackboneFeatures
 from bindlm.binding.watch import CurvesCallback, EvaluationCallback, evaluated
 from bindlm.checkpoints.state import write_text_atomic
 from bindlm.encoders.towers import tower_settings
 from bindlm.training import checkpointing
+from bindlm.training.processes import is_first_process, num_processes
 from bindlm.training.recipe import plain
 from bindlm.training.record import versions
 from bindlm.training.schedule import step_multiplier

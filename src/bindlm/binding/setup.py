@@ -1,7 +1,6 @@
 """All that a binding run needs before its first step, from its recipe: pairs, anchors, a tower, decoded media."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from bindlm.embedding import Embedder, load_embedder
 from bindlm.encoders.towers import TOWER_KINDS, AdapterTower, Tower, build_tower
 from bindlm.encoders.towers.views import ViewsAdapter
 from bindlm.errors import ConfigError
+from bindlm.training.processes import num_processes
 
 __all__ = ["Setup", "prepare", "read_table"]
 
@@ -254,16 +254,6 @@ def first_process_first() -> Iterator[None]:
 
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
         yield
-
-
-def num_processes() -> int:
-    """Processes that `torchrun` has started for this run."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_first_process() -> bool:
-    """Whether this process writes and speaks."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def counts(pairs: PairTable) -> dict[str, dict[str, int]]:

@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bindlm.errors import ConfigError
-
-IGNORED = -100
-"""Label of a token that is no target, as everywhere in transformers."""
+from bindlm.training.render import IGNORED
 
 Owned = tuple[nn.Module, str]
 """A parameter by its module and its name there: sharding swaps the parameter itself between forward and backward."""

@@ -12,8 +12,9 @@ from torch import Tensor
 from bindlm.errors import ConfigError
 from bindlm.training.bound import recipe_model
 from bindlm.training.memory import MemoryEstimate, estimate_memory
+from bindlm.training.processes import num_processes
 from bindlm.training.rehearsal import StepShape
-from bindlm.training.run import num_processes, open_sources, training_data
+from bindlm.training.run import open_sources, training_data
 from bindlm.training.samples import DataSummary, TrainingData
 from bindlm.training.stage_recipe import StageRecipe
 from bindlm.tuning.parameter_table import ParameterTable, parameter_table

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["IGNORED", "Packable", "collate_packed", "collate_padded", "pack_rows", "spread"]
+from bindlm.training.render import IGNORED
 
-IGNORED = -100
+__all__ = ["Packable", "collate_packed", "collate_padded", "pack_rows", "spread"]
+
 _SHARES = (1.0, 0.75, 0.5)
 """Row lengths that are tried, as shares of the longest allowed: where samples of two groups may not share a row, the
 emptier group's padding shrinks with the rows."""

@@ -155,7 +155,7 @@ def _condition(model: Any, ids: Tensor, media: int) -> Tensor:
     """The condition of each token, `(R, T, D_lm)` in fp32, as the model spreads it; every row is given a medium."""
     bridge = model.bridge
     joint_embedding = torch.zeros(media, bridge.config.input_dim)
-    condition = bridge(joint_embedding.to(bridge.input.weight.dtype))  # (M, 1, D_lm)
+    condition = bridge(joint_embedding.to(bridge.dtype))  # (M, 1, D_lm)
     table = torch.cat([condition.new_zeros(1, condition.shape[-1]), condition.flatten(1)]).float()
     return F.embedding(ids, table, padding_idx=0)
 

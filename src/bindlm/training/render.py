@@ -23,7 +23,7 @@ from bindlm.training.stage_recipe import PromptConfig
 __all__ = ["IGNORED", "RefusedConversationError", "Rendered", "Renderer", "alpaca_prompt", "render", "renderer"]
 
 IGNORED = -100
-"""Label of a token that is not learned."""
+"""Label of a token that is not learned, as everywhere in transformers."""
 
 _ALPACA_TASK = "Below is an instruction that describes a task{input}. "
 _ALPACA_INPUT = ", paired with an input that provides further context"

@@ -1,6 +1,5 @@
 """One stage of training, from a recipe to a folder with the model: what `bindlm train` calls."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +21,7 @@ from bindlm.training.features.extract import extract_features
 from bindlm.training.features.scan import media_of
 from bindlm.training.features.store import FeatureStore
 from bindlm.training.plan import num_micro_batches
+from bindlm.training.processes import is_first_process, num_processes
 from bindlm.training.recipe import plain
 from bindlm.training.record import write_record
 from bindlm.training.samples import TrainingData
@@ -67,12 +67,12 @@ def train_stage(recipe: StageRecipe, *, is_fresh: bool = False, say: Say | None 
         CheckpointError: weights cannot be had, or the disk is full.
         TrainingError: the loss is not finite.
     """
-    tell = say if say is not None and _rank() == 0 else _silent
+    tell = say if say is not None and is_first_process() else _silent
     sources = open_sources(recipe)
     for source in sources:
         if source.bad.count:
             tell(f"{source.name}: {source.bad.count} bad rows left out, kept aside in {source.bad.kept_aside}")
-    model = recipe_model(recipe.model, seed=recipe.run.seed, progress=_rank() == 0)
+    model = recipe_model(recipe.model, seed=recipe.run.seed, progress=is_first_process())
     adopt_prompt(model, recipe.data.prompt)
     embedder = _embedder(recipe, sources, model)
     store = open_features(recipe, sources, embedder, tell) if embedder is not None else None
@@ -85,14 +85,14 @@ def train_stage(recipe: StageRecipe, *, is_fresh: bool = False, say: Say | None 
         tell(data.describe())
     for line in str(parameter_table(model)).splitlines():
         tell(line)
-    if _rank() == 0:
+    if is_first_process():
         write_record(recipe, sources, encoder_fingerprint=embedder.fingerprint if embedder is not None else None)
     training = _fit(recipe, sources, model, data, accumulation, resume=not is_fresh)
     if training.is_interrupted:
         return StageResult(recipe.output, None, training)
     folder = recipe.output / MODEL_FOLDER
     state = full_state(model, model.saved_names())
-    if _rank() == 0:
+    if is_first_process():
         model.eval().save_pretrained(folder, state_dict=state)
     return StageResult(recipe.output, folder, training)
 
@@ -106,7 +106,7 @@ def open_sources(recipe: StageRecipe) -> list[Source]:
     sources: list[Source] = []
     for config in recipe.data.sources:
         aside = recipe.output / "bad_rows" / f"{len(sources)}.jsonl"
-        sources.append(open_source(config, bad_rows=aside if _rank() == 0 else None))
+        sources.append(open_source(config, bad_rows=aside if is_first_process() else None))
     names = [source.name for source in sources]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"Two data sets are called {twice[0]!r}; give each a name of its own: data.sources.0.name=…")
@@ -125,7 +125,7 @@ def open_features(recipe: StageRecipe, sources: Sequence[Source], embedder: Embe
     def opened() -> FeatureStore:
         return FeatureStore.open(config.path, fingerprint=embedder.fingerprint, views=config.views, name=embedder.name)
 
-    if _rank() == 0:
+    if is_first_process():
         try:
             store = opened()
             is_whole = not _lacks_media(store, sources)
@@ -335,15 +335,6 @@ def _zero_image(recipe: StageRecipe, embedder: Embedder | None) -> Tensor | None
 
     pixels = embedder.preprocess("image", np.zeros((224, 224, 3), dtype=np.uint8))
     return embedder.encode("image", torch.zeros_like(pixels)[None])[0]
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def num_processes() -> int:
-    """Processes that `torchrun` has started for this run."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _wait_for_all() -> None:

@@ -12,10 +12,9 @@ from bindlm.checkpoints.state import load_state, save_state_atomic, write_text_a
 from bindlm.encoders.bound import load_tower_folder, read_tower_folder, save_tower
 from bindlm.encoders.towers import build_tower
 from bindlm.errors import CheckpointError
+from bindlm.training.mini.export import as_shipped
 
 _CONFIG = "config.json"
-_KEPT_WHOLE = 10_000
-"""Tensors with fewer values keep fp32."""
 
 
 def attach_towers(model: Path, towers: Mapping[str, Path], folder: Path) -> None:
@@ -41,7 +40,7 @@ def attach_towers(model: Path, towers: Mapping[str, Path], folder: Path) -> None
             )
         prefix = f"encoder.towers.{sense}."
         state = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
-        state |= {prefix + name: _as_shipped(tensor) for name, tensor in tower.state_dict().items()}
+        state |= {prefix + name: as_shipped(tensor).contiguous() for name, tensor in tower.state_dict().items()}
         settings[sense] = read_tower_folder(path).settings
     config["encoder"]["towers"] = settings
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +66,3 @@ def add_prototypes(folder: Path, prototypes: Tensor) -> None:
     tower = build_tower(**{**content.settings, "num_prototypes": len(prototypes)})
     tower.load_state_dict({**trained.state_dict(), "pull.prototypes": prototypes.float()})
     save_tower(tower, folder, anchor=content.anchor, notice=content.notice)
-
-
-def _as_shipped(tensor: Tensor) -> Tensor:
-    return (tensor if tensor.numel() < _KEPT_WHOLE else tensor.bfloat16()).contiguous()

@@ -8,11 +8,12 @@ sense.
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -112,7 +113,7 @@ def _sounds(prototypes: Prototypes, sources: Path, folder: Path) -> tuple[Tensor
     labels = load_sound_labels()
     places = {label: entry.entries(prototypes.entries) for label, entry in labels.items()}
     named = [label for label in labels if places[label]]
-    means = F.normalize(_stacked(prototypes.keys[places[label]].mean(dim=0) for label in named), dim=-1)
+    means = F.normalize(torch.stack([prototypes.keys[places[label]].mean(dim=0) for label in named]), dim=-1)
     number = {label: place for place, label in enumerate(named)}
     rows = []
     for name in ("soundfonts", "recordings"):
@@ -184,9 +185,3 @@ def _read(table: Path) -> list[dict[str, Any]]:
 
 def _path(source: Path, name: str, folder: Path) -> str:
     return os.path.relpath(source.resolve() / name, folder.resolve())
-
-
-def _stacked(rows: Iterable[Tensor]) -> Tensor:
-    import torch
-
-    return torch.stack(list(rows))

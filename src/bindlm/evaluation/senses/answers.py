@@ -60,7 +60,7 @@ def answer_all(
             output = bound.generate(
                 input_ids=prompt.expand(len(rows), -1),
                 attention_mask=torch.ones_like(prompt).expand(len(rows), -1),
-                condition=bound.bridge(pulled.to(bound.bridge.input.weight.dtype)),
+                condition=bound.bridge(pulled.to(bound.bridge.dtype)),
                 max_new_tokens=MAX_NEW_TOKENS,
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,

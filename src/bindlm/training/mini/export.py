@@ -28,7 +28,7 @@ def export(trained: Path, folder: Path, settings: ModelConfig, entries: list[Ent
     assert model.config.cache is not None
     model.config.cache |= {"alpha": settings.answer_alpha, "temperature": settings.answer_temperature}
     state = model.state_dict()
-    stored: dict[str, Tensor] = {name: _as_shipped(state[name].detach()) for name in model.saved_names()}
+    stored: dict[str, Tensor] = {name: as_shipped(state[name].detach()) for name in model.saved_names()}
     model.processor = None  # the tokenizer comes with the language model
     model.save_pretrained(folder, state_dict=stored)
     BindLMProcessor(image_processor=BindLMImageProcessor()).save_pretrained(folder)
@@ -36,5 +36,6 @@ def export(trained: Path, folder: Path, settings: ModelConfig, entries: list[Ent
     write_text_atomic(folder / "cache_entries.json", json.dumps(table, ensure_ascii=False, indent=0) + "\n")
 
 
-def _as_shipped(tensor: Tensor) -> Tensor:
+def as_shipped(tensor: Tensor) -> Tensor:
+    """A weight as the mini's file holds it: bf16 unless it is small."""
     return tensor if tensor.numel() < _KEPT_WHOLE else tensor.bfloat16()
