@@ -4,13 +4,12 @@ import os
 import time
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bindlm.cli.loading import quiet_libraries, telling_licences
 from bindlm.cli.options import positive_int
 from bindlm.cli.output import print_json, say
-from bindlm.cli.parser import Parser
+from bindlm.cli.recipes import add_recipe, add_threads_and_json, read_recipe, set_threads
 from bindlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,15 +21,7 @@ SHOWN = 20
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    if isinstance(parser, Parser):
-        parser.takes_options_between = True
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a YAML file, such as those in recipes/")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="settings that win over the file: features.path=features data.sources.0.path=pairs.tsv",
-    )
+    add_recipe(parser, folder="recipes/", example="features.path=features data.sources.0.path=pairs.tsv")
     parser.add_argument(
         "--verify", action="store_true", help="read what is there first, and make anew what is damaged"
     )
@@ -38,10 +29,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=positive_int, metavar="N", help="with --ray: processes (one a GPU, or one a core)"
     )
-    parser.add_argument(
-        "--threads", type=positive_int, metavar="N", help="threads of torch (all cores; with --ray a worker's share)"
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
+    add_threads_and_json(parser, threads="all cores; with --ray a worker's share")
 
 
 def run(options: Namespace) -> int:
@@ -49,10 +37,9 @@ def run(options: Namespace) -> int:
     quiet_libraries()
     if options.workers is not None and not options.ray:
         raise ConfigError("--workers goes with --ray; on this machine alone there is one process: use --threads")
-    from bindlm.training.recipe import load_recipe
     from bindlm.training.stage_recipe import StageRecipe
 
-    recipe = load_recipe(options.recipe, StageRecipe, options.overrides)
+    recipe = read_recipe(StageRecipe, options)
     if recipe.features is None:
         raise ConfigError(f"{options.recipe} has no features; say where they are to be kept: features.path=DIR")
     started = time.monotonic()
@@ -78,8 +65,7 @@ def extract(recipe: "StageRecipe", config: "FeaturesConfig", options: Namespace)
     from bindlm.training.data.sources import open_source
     from bindlm.training.features import Factory, extract_features, extract_on_ray
 
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    set_threads(options)
     sources = [open_source(source) for source in recipe.data.sources]
     if options.ray:
         embedder = Factory(recipe_embedder, (everywhere(recipe.model),))
