@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +44,10 @@ class _Timeline:
     transformers calls `put` with the prompt first, then with each new token.
     """
 
-    def __init__(self, tokenizer: Any, stream: Callable[[str], None] | None) -> None:
+    def __init__(self, tokenizer: Any, stream: Callable[[str], None] | None, stops: "_Stops | None" = None) -> None:
         self.tokenizer = tokenizer
         self.stream = stream
+        self.stops = stops or _Stops()
         self.first_token_at: float | None = None
         self._ids: list[int] = []
         self._shown = 0
@@ -66,7 +67,7 @@ class _Timeline:
         self._ids += value.flatten().tolist()
         if self.stream is None:
             return
-        text = self.tokenizer.decode(self._ids, skip_special_tokens=True)
+        text = self.stops.begun(self.stops.text_of(self.tokenizer, self._ids))
         repeats = any(told.startswith(text.strip()) for told in self._told)  # so far: wait for something new
         if not text.endswith("\ufffd") and not repeats:  # half of a character: wait for its other bytes
             self._show(text)
@@ -74,7 +75,7 @@ class _Timeline:
     def end(self) -> None:
         if self.stream is None:
             return
-        text = self.tokenizer.decode(self._ids, skip_special_tokens=True)
+        text = self.stops.text_of(self.tokenizer, self._ids)
         if text.strip() not in self._told:
             self._show(text)
 
@@ -86,9 +87,38 @@ class _Timeline:
             self._shown = len(text)
 
 
+@dataclass(frozen=True)
+class _Stops:
+    """What ends an answer, by a checkpoint's `generation_config`, and is no part of it.
+
+    An end token may be a word to its tokenizer: PandaGPT's answers end in "###", of which LLaMA's "##" is the token.
+    """
+
+    tokens: Collection[int] = ()
+    words: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, settings: Any) -> "_Stops":
+        ends, words = settings.eos_token_id, settings.stop_strings or ()
+        tokens = ends if isinstance(ends, (list, tuple)) else [ends]
+        return cls({token for token in tokens if token is not None}, [words] if isinstance(words, str) else words)
+
+    def text_of(self, tokenizer: Any, ids: Sequence[int]) -> str:
+        """What these tokens say before the first end token and before the first stop word."""
+        end = next((place for place, token in enumerate(ids) if token in self.tokens), len(ids))
+        text = tokenizer.decode(ids[:end], skip_special_tokens=True)
+        return text[: min([text.index(word) for word in self.words if word in text], default=len(text))]
+
+    def begun(self, text: str) -> str:
+        """Without what may turn out to be the beginning of a stop word."""
+        starts = [word[:length] for word in self.words for length in range(1, len(word))]
+        return text[: len(text) - max([len(start) for start in starts if text.endswith(start)], default=0)]
+
+
 class AskMixin:
     """`ask`, `answer` and `embed` for a model with a processor."""
 
+    generation_config: Any
     processor: Any
     name: str
 
@@ -129,14 +159,18 @@ class AskMixin:
         weights: Mapping[str, float] | Sequence[float] | None = None,
         mix: MixForm | str = TURNS,
         history: Sequence[Mapping[str, Any]] | None = None,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_p: float = 0.75,
+        max_new_tokens: int | None = None,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
         stream: Callable[[str], None] | None = None,
         allow_url: bool = False,
         **media: Media,
     ) -> Answer:
         """Answer a question and say what it took.
+
+        The same question has the same answer unless sampling is asked for, whatever the checkpoint's
+        `generation_config` says; transformers' `generate` follows that also in whether to sample.
 
         Args:
             question: in plain words.
@@ -147,9 +181,12 @@ class AskMixin:
                 the weightiest first (`take_turns`), so that each is named; "released" and "paper": all in one mixture
                 (`MixForm`), which mostly names one of them. A single medium is the same in each but for "paper".
             history: chat messages before this turn, `{"role", "content"}`; media in them are not looked at again.
-            max_new_tokens: where to stop at the latest; counted anew in each turn.
-            temperature: 0 takes the likeliest token each time; above 0 samples.
-            top_p: nucleus for sampling; 0.75 is the released default.
+            max_new_tokens: where to stop at the latest, counted anew in each turn; None for the checkpoint's own
+                (`generation_config`), or 128.
+            do_sample: True draws each token, with the checkpoint's own temperature and nucleus where none are given;
+                None does so where a temperature above 0 is given.
+            temperature: above 0; 0 takes the likeliest token each time. None for the checkpoint's own, or 1.
+            top_p: nucleus for sampling; None for the checkpoint's own, or 0.75 as ImageBind-LLM was released with.
             stream: called with each piece of text as it is made.
             allow_url: whether a medium may be an http(s) address.
             **media: of the encoder's other senses by name, each one medium or a list.
@@ -160,12 +197,7 @@ class AskMixin:
         """
         if not isinstance(question, str) or not question.strip():
             raise ConfigError("The question is empty: ask something, for example 'What is this?'.")
-        if not 0 <= temperature < math.inf:
-            raise ConfigError(f"temperature must be at least 0, got {temperature}.")
-        if not 0 < top_p <= 1:
-            raise ConfigError(f"top_p must be above 0 and at most 1, got {top_p}.")
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+        generating = self._generating(max_new_tokens, do_sample, temperature, top_p)
         if mix not in (TURNS, *MixForm):
             raise ConfigError(f"mix must be one of {', '.join((TURNS, *MixForm))}, got {mix!r}.")
         processor = self._needed_processor()
@@ -186,10 +218,10 @@ class AskMixin:
         messages = [*(history or []), {"role": "user", "content": question}]
         inputs = processor.tokenize_chat(messages, is_conditioned=bool(sources))
         tokenizer: Any = processor.tokenizer
-        timeline = _Timeline(tokenizer, stream)
-        sampling = (
-            {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
-        )
+        stops = _Stops.of(self.generation_config)
+        timeline = _Timeline(tokenizer, stream, stops)
+        if stops.words:
+            generating["tokenizer"] = tokenizer
         form = MixForm.RELEASED if mix == TURNS else MixForm(mix)
         prompt_tokens, answer_tokens, told = inputs["input_ids"].shape[1], 0, list[str]()
         start = time.perf_counter()
@@ -200,14 +232,13 @@ class AskMixin:
                 output = self.generate(  # type: ignore[attr-defined]
                     **inputs.to(self.device),  # type: ignore[attr-defined]
                     joint_embedding=mix_embeddings(turn, form=form) if turn and form is MixForm.PAPER else turn,
-                    max_new_tokens=max_new_tokens,
                     streamer=timeline,
                     pad_token_id=tokenizer.pad_token_id,
-                    **sampling,
+                    **generating,
                 )
             tokens = output[0, prompt_tokens:]
             answer_tokens += len(tokens)
-            told.append(tokenizer.decode(tokens, skip_special_tokens=True).strip())
+            told.append(stops.text_of(tokenizer, tokens.tolist()).strip())
         end = time.perf_counter()
         first = timeline.first_token_at or end
         seconds |= {"prefill": first - start, "decode": end - first}
@@ -219,6 +250,25 @@ class AskMixin:
             model=self.name,
             joint_neighbours=self._neighbours(turns, form),
         )
+
+    def _generating(
+        self, max_new_tokens: int | None, do_sample: bool | None, temperature: float | None, top_p: float | None
+    ) -> dict[str, Any]:
+        """Keywords of `generate`: what is given, else the checkpoint's own."""
+        if temperature is not None and not 0 <= temperature < math.inf:
+            raise ConfigError(f"temperature must be at least 0, got {temperature}.")
+        if top_p is not None and not 0 < top_p <= 1:
+            raise ConfigError(f"top_p must be above 0 and at most 1, got {top_p}.")
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+        if do_sample is not None and temperature is not None and do_sample != (temperature > 0):
+            raise ConfigError(f"do_sample={do_sample} and temperature={temperature} exclude each other; give one.")
+        own = self.generation_config
+        length = {"max_new_tokens": max_new_tokens or own.max_new_tokens or 128}
+        if not (do_sample or temperature):
+            return {**length, "do_sample": False}
+        drawn = {"temperature": temperature or own.temperature or 1.0, "top_p": top_p or own.top_p or 0.75}
+        return {**length, "do_sample": True, **drawn}
 
     def _turns(self, weighted: list[tuple[Tensor, float]]) -> list[list[tuple[Tensor, float]]]:
         """The mixtures that are told one after the other, compared as the visual cache sees their inputs."""

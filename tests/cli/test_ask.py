@@ -41,6 +41,12 @@ def test_options_reach_the_model(bindlm_command, model, loads, red):
     assert loads.references == ["some/where"]
 
 
+def test_sampling_as_released_is_one_flag(bindlm_command, model):
+    assert bindlm_command("ask", "What?", "--sample").code == 0
+    assert model.calls[0]["do_sample"] is True
+    assert "temperature" not in model.calls[0]
+
+
 def test_what_is_not_given_is_left_to_the_defaults_of_the_model(bindlm_command, model):
     bindlm_command("ask", "What?")
     assert set(model.calls[0]) == {"question", "image", "weights", "stream"}

@@ -31,6 +31,11 @@ def add_answer_options(parser: ArgumentParser) -> None:
         metavar="T",
         help="0 takes the likeliest token each time (as without it), 1 draws as the model weighs them",
     )
+    parser.add_argument(
+        "--sample",
+        action="store_true",
+        help="draw each token as the checkpoint was released to: with its own temperature, unless one is given",
+    )
     parser.add_argument("--seed", type=seed_number, metavar="N", help="makes drawn answers repeatable")
     add_model_option(parser)
     add_url_option(parser)
@@ -38,7 +43,11 @@ def add_answer_options(parser: ArgumentParser) -> None:
 
 def answer_settings(options: Namespace) -> dict[str, Any]:
     """What `add_answer_options` was given, as keywords of `model.answer`; its own defaults hold for the rest."""
-    settings = {"max_new_tokens": options.max_new_tokens, "temperature": options.temperature}
+    settings = {
+        "max_new_tokens": options.max_new_tokens,
+        "do_sample": options.sample or None,
+        "temperature": options.temperature,
+    }
     return {name: value for name, value in settings.items() if value is not None}
 
 
