@@ -1,6 +1,14 @@
 """The joint space: mixing embeddings, naming them, searching among them, and pulling them toward known ones."""
 
-from bindlm.space.cache import CacheWeighting, VisualCache, VisualCacheConfig
+from bindlm.space.cache import (
+    CacheEntry,
+    CacheNeighbour,
+    CacheWeighting,
+    VisualCache,
+    VisualCacheBase,
+    VisualCacheConfig,
+)
+from bindlm.space.cache_format import CacheRecord, CacheSettings, read_record
 from bindlm.space.index import EmbeddingIndex, FileStamp, Hit, IndexEntry, UnreadableEntry
 from bindlm.space.mix import MixForm, arithmetic, mix_embeddings, share_weights
 from bindlm.space.plot import plot_embeddings, project_2d
@@ -9,6 +17,10 @@ from bindlm.space.zero_shot import DEFAULT_TEMPLATES, TEMPLATE_SETS, class_embed
 __all__ = [
     "DEFAULT_TEMPLATES",
     "TEMPLATE_SETS",
+    "CacheEntry",
+    "CacheNeighbour",
+    "CacheRecord",
+    "CacheSettings",
     "CacheWeighting",
     "EmbeddingIndex",
     "FileStamp",
@@ -17,6 +29,7 @@ __all__ = [
     "MixForm",
     "UnreadableEntry",
     "VisualCache",
+    "VisualCacheBase",
     "VisualCacheConfig",
     "arithmetic",
     "class_embeddings",
@@ -24,6 +37,7 @@ __all__ = [
     "mix_embeddings",
     "plot_embeddings",
     "project_2d",
+    "read_record",
     "share_weights",
     "templates_for",
 ]

@@ -3,8 +3,11 @@
 ImageBind-LLM (arXiv 2309.03905), section 3.2.3, Eq. (3)-(4), in the paper's form and in the released one.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +42,15 @@ class VisualCacheConfig:
     weighting: CacheWeighting = CacheWeighting.SOFTMAX
     has_own_values: bool = False
     """Whether what is mixed in differs from what is compared; otherwise it is the keys at unit length."""
+    modalities: tuple[str, ...] | None = None
+    """Senses that are pulled; None for every one."""
 
     def __post_init__(self) -> None:
+        senses: Any = self.modalities
+        if senses is not None:
+            if isinstance(senses, str) or not all(isinstance(sense, str) for sense in senses):
+                raise ConfigError(f"VisualCacheConfig.modalities must be a list of senses, got {senses!r}.")
+            self.modalities = tuple(senses)
         if self.weighting not in list(CacheWeighting):
             raise ConfigError(
                 f"VisualCacheConfig.weighting must be one of {', '.join(CacheWeighting)}, got {self.weighting!r}."
@@ -56,7 +66,96 @@ class VisualCacheConfig:
             raise ConfigError(f"VisualCacheConfig.top_k must lie in 1..{self.num_entries}, got {self.top_k}.")
 
 
-class VisualCache(nn.Module):
+@dataclass(frozen=True)
+class CacheEntry:
+    """What one row of a cache is called."""
+
+    id: str
+    """Its name, unique in the cache where whoever made it saw to that."""
+    caption: str | None = None
+    """What is to be seen, where that is known."""
+    source: str | None = None
+    """Where the picture comes from: a path, an address, the name of a collection."""
+
+
+@dataclass(frozen=True)
+class CacheNeighbour:
+    """One entry that an embedding was pulled toward."""
+
+    entry: int
+    """Its row."""
+    id: str
+    caption: str | None
+    source: str | None
+    similarity: float
+    """Inner product with the query: a cosine where both are of unit length."""
+    weight: float
+    """Its share of what is mixed in: of 1 with `softmax`, the cosine itself with `cosine`."""
+
+
+class VisualCacheBase(nn.Module, ABC):
+    """What a cache does with its nearest entries; where they are kept and how they are found is a subclass's."""
+
+    def __init__(self, config: VisualCacheConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def search(self, joint_embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest entries of each row; of equally near ones the lowest first.
+
+        Args:
+            joint_embedding: `(B, D_joint)`.
+
+        Returns:
+            Cosines `(B, K)`, falling, and entry numbers `(B, K)`.
+        """
+
+    @abstractmethod
+    def values_of(self, entries: Tensor) -> Tensor:
+        """What entries mix in: numbers of any shape `(…)` -> `(…, D_joint)`, unit length."""
+
+    @abstractmethod
+    def names_of(self, entries: Sequence[int]) -> list[CacheEntry]:
+        """What entries are called; a row without a name has its number as id."""
+
+    def pulls(self, modalities: Collection[str] | None) -> bool:
+        """Whether a mixture of these senses is pulled: one that is suffices. None stands for senses unknown: yes."""
+        if modalities is None or self.config.modalities is None:
+            return True
+        return bool(set(modalities) & set(self.config.modalities))
+
+    def enhance(self, joint_embedding: Tensor) -> Tensor:
+        """Eq. (3)-(4), or the released variant: `(B, D_joint)` -> `(B, D_joint)`.
+
+        With `cosine` weighting the length of the result is not 1, as in the paper.
+        """
+        alpha = self.config.alpha
+        similarity, entries = self.search(joint_embedding)
+        retrieved = torch.einsum("bk,bkd->bd", self._weights(similarity), self.values_of(entries))
+        if self.config.weighting is CacheWeighting.COSINE:
+            return (1 - alpha) * joint_embedding + alpha * retrieved
+        return F.normalize((1 - alpha) * joint_embedding + alpha * F.normalize(retrieved, dim=-1), dim=-1)
+
+    def explain(self, joint_embedding: Tensor) -> list[list[CacheNeighbour]]:
+        """The entries that `enhance` draws on, for each of `(B, D_joint)` the nearest first."""
+        similarity, entries = self.search(joint_embedding)
+        shares = self._weights(similarity)
+        return [
+            [
+                CacheNeighbour(row, name.id, name.caption, name.source, cosine, weight)
+                for row, name, cosine, weight in zip(rows, self.names_of(rows), cosines, weights, strict=True)
+            ]
+            for rows, cosines, weights in zip(entries.tolist(), similarity.tolist(), shares.tolist(), strict=True)
+        ]
+
+    def _weights(self, similarity: Tensor) -> Tensor:
+        if self.config.weighting is CacheWeighting.COSINE:
+            return similarity
+        return torch.softmax(self.config.temperature * similarity, dim=-1)
+
+
+class VisualCache(VisualCacheBase):
     """Keys and values in memory, searched exactly.
 
     Buffers:
@@ -67,23 +166,18 @@ class VisualCache(nn.Module):
 
     keys: Tensor
     values: Tensor | None
+    names: Sequence[CacheEntry]
+    """What the rows are called; empty where nobody said."""
 
     def __init__(self, config: VisualCacheConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
+        self.names = ()
         self.register_buffer("keys", torch.zeros(config.num_entries, config.dim))
         values = torch.zeros(config.num_entries, config.dim) if config.has_own_values else None
         self.register_buffer("values", values)
 
     def search(self, joint_embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest entries of each row; of equally near ones the lowest first.
-
-        Args:
-            joint_embedding: `(B, D_joint)`.
-
-        Returns:
-            Cosines `(B, K)`, falling, and entry numbers `(B, K)`.
-        """
+        """See `VisualCacheBase.search`; exact."""
         top_k = self.config.top_k
         similarity = joint_embedding.to(self.keys.dtype) @ self.keys.T  # (B, N)
         nearest, entries = similarity.topk(top_k, dim=-1)  # (B, K)
@@ -94,17 +188,10 @@ class VisualCache(nn.Module):
             nearest, entries = ordered[:, :top_k], order[:, :top_k]
         return nearest, entries
 
-    def enhance(self, joint_embedding: Tensor) -> Tensor:
-        """Eq. (3)-(4), or the released variant: `(B, D_joint)` -> `(B, D_joint)`.
+    def values_of(self, entries: Tensor) -> Tensor:
+        """See `VisualCacheBase.values_of`."""
+        return self.values[entries] if self.values is not None else F.normalize(self.keys[entries], dim=-1)
 
-        With `cosine` weighting the length of the result is not 1, as in the paper.
-        """
-        alpha = self.config.alpha
-        similarity, entries = self.search(joint_embedding)
-        values = self.values[entries] if self.values is not None else F.normalize(self.keys[entries], dim=-1)
-        if self.config.weighting is CacheWeighting.COSINE:
-            retrieved = torch.einsum("bk,bkd->bd", similarity, values)
-            return (1 - alpha) * joint_embedding + alpha * retrieved
-        weights = torch.softmax(self.config.temperature * similarity, dim=-1)
-        retrieved = F.normalize(torch.einsum("bk,bkd->bd", weights, values), dim=-1)
-        return F.normalize((1 - alpha) * joint_embedding + alpha * retrieved, dim=-1)
+    def names_of(self, entries: Sequence[int]) -> list[CacheEntry]:
+        """See `VisualCacheBase.names_of`."""
+        return [self.names[entry] if self.names else CacheEntry(str(entry)) for entry in entries]
