@@ -303,16 +303,11 @@ def test_pretrain_phase_of_llama_adapter_v2(root: Path) -> None:
     assert_same_gradients(trained_gradients(model), expected)
 
 
-class WithoutLora(TuningConfig):
-    """LLaMA-Adapter V2's finetune phase leaves LoRA as it is, where there is one."""
-
-    train_lora = False
-
-
 @pytest.mark.parametrize("case", ["bias", "lora_bias"])
 def test_finetune_phase_of_llama_adapter_v2(case: str, root: Path) -> None:
+    """It leaves LoRA as it is, where there is one."""
     model, inputs = loaded(V2, f"adapter_{case}", root), golden("llama_adapter_v2/inputs.safetensors")
-    prepare_stage(model, "instruct", WithoutLora(lora_scope="always"))
+    prepare_stage(model, "instruct", TuningConfig(train_lora=False))
     backward(model, inputs, joint_embedding=inputs["clip_feats"])
     stored = golden(f"llama_adapter_v2/grads_{case}.safetensors")
     assert_same_gradients(trained_gradients(model), of_language_model(stored))

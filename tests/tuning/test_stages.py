@@ -235,6 +235,7 @@ class Unchecked:
     """Settings that no recipe would let through."""
 
     lora: dict[str, Any] | None = None
+    train_lora: bool = True
     lora_scope: str = "always"
     norms: bool = True
     biases: tuple[str, ...] = ()

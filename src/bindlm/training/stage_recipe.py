@@ -177,6 +177,9 @@ class TuningConfig:
 
     lora: dict[str, Any] | None = None
     """Fields of `peft.LoraConfig`; None for the stage's: rank 16 on every linear layer, scale 1 (release)."""
+    train_lora: bool = True
+    """Instruct and quality: whether LoRA is put in, where there is none, and trains. False leaves it as it is, as
+    LLaMA-Adapter V2's release does."""
     lora_scope: str = "always"
     """`always`, as in the paper; or `conditioned`: on only for rows with a medium."""
     norms: bool = True
@@ -193,6 +196,8 @@ class TuningConfig:
     def __post_init__(self) -> None:
         if self.lora_scope not in ("always", "conditioned"):
             raise ConfigError(f'TuningConfig.lora_scope must be "always" or "conditioned", got {self.lora_scope!r}.')
+        if self.lora is not None and not self.train_lora:
+            raise ConfigError(f"TuningConfig.lora is {self.lora}, but train_lora is false: leave one of them out.")
         for name in ("frozen_dtype", "trained_dtype"):
             if getattr(self, name) not in ("float32", "bfloat16"):
                 raise ConfigError(f"TuningConfig.{name} must be float32 or bfloat16, got {getattr(self, name)!r}.")

@@ -39,6 +39,9 @@ def inject_lora(language_model: nn.Module, settings: dict[str, Any], *, scope: s
             f"LoRA settings {settings} do not fit {type(language_model).__name__}: use fields of peft.LoraConfig, "
             "with target_modules that name linear layers of this model."
         ) from error
+    for module in language_model.modules():
+        if isinstance(module, LoraLayer):
+            module.train(language_model.training)  # PEFT makes its dropout in training mode
     return LoraSwitch(language_model, scope)
 
 
@@ -137,6 +140,8 @@ def take_lora_out(language_model: nn.Module, *, merge: bool) -> None:
             module.merge()
         parent, _, own = name.rpartition(".")
         setattr(language_model.get_submodule(parent), own, module.get_base_layer())
+    if hasattr(language_model, "peft_config"):
+        del language_model.peft_config  # or PEFT would take the next adapter for a second one
 
 
 def _add_adapter_names(

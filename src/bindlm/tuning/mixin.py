@@ -1,11 +1,15 @@
 """What a bound model owns of its language model: LoRA adapters, and norms and biases that were trained."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from bindlm.errors import ConfigError
+from bindlm.checkpoints import resolve
+from bindlm.errors import CheckpointError, ConfigError
 from bindlm.tuning.bias_norm import (
     add_biases,
     check_biases_have_a_switch,
@@ -14,6 +18,13 @@ from bindlm.tuning.bias_norm import (
     find_norms,
 )
 from bindlm.tuning.lora import LoraSwitch, inject_lora, take_lora_out
+from bindlm.tuning.peft_folder import (
+    check_lora_state,
+    read_lora_settings,
+    read_lora_state,
+    stored_name,
+    write_lora,
+)
 
 
 class TuningMixin:
@@ -54,6 +65,69 @@ class TuningMixin:
     def lora_parameters(self) -> list[nn.Parameter]:
         """The adapters' weights; empty where there are none."""
         return self._lora.parameters() if self._lora is not None else []
+
+    def load_lora(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        scope: str = "always",
+        local_files_only: bool = False,
+        progress: bool = True,
+    ) -> list[nn.Parameter]:
+        """Put LoRA adapters that PEFT saved into the language model.
+
+        Args:
+            path: their folder, or a hub id.
+            scope: "always", as PEFT has them; or "conditioned", on for rows with a medium only.
+            local_files_only: never touch the network.
+            progress: whether to say on stderr what is fetched.
+
+        Returns:
+            The adapters' weights.
+
+        Raises:
+            CheckpointError: they are damaged, made for another language model, or more than plain LoRA; the model is
+                as it was.
+            ConfigError: the model has adapters already.
+        """
+        folder = resolve(path, local_files_only=local_files_only, progress=progress)
+        settings = read_lora_settings(folder)
+        file, state = read_lora_state(folder)
+        try:
+            parameters = self.add_lora(settings, scope=scope)
+        except ConfigError as error:
+            if self._lora is not None:
+                raise
+            raise CheckpointError(f"{folder} was made for another language model: {error}") from error
+        adapters = self._lora_by_name()
+        try:
+            check_lora_state(file, state, adapters)
+        except CheckpointError:
+            self.unload_lora()
+            raise
+        with torch.no_grad():
+            for name, parameter in adapters.items():
+                parameter.copy_(state[stored_name(name)])
+                parameter.requires_grad_(False)
+        return parameters
+
+    def save_lora(self, path: str | os.PathLike[str]) -> None:
+        """Write the LoRA adapters as PEFT does, for `peft.PeftModel.from_pretrained` and `load_lora`.
+
+        Norms and biases that were trained with them are no adapters, and not in it: `save_pretrained` keeps those.
+
+        Raises:
+            ConfigError: the model has no adapters.
+            CheckpointError: the disk is full or not writable.
+        """
+        if self._lora is None:
+            raise ConfigError("This model has no LoRA adapters to save.")
+        write_lora(Path(path), self.config.lora, self._lora_by_name(), self.config.language_model)
+
+    def _lora_by_name(self) -> dict[str, nn.Parameter]:
+        """The adapters' weights by their names in the language model."""
+        own = {id(parameter) for parameter in self.lora_parameters()}
+        return {name: each for name, each in self.language_model.named_parameters() if id(each) in own}
 
     def unload_lora(self) -> None:
         """Take the LoRA adapters out, if there are any; norms, biases and the injection stay."""

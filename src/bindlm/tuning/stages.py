@@ -6,7 +6,8 @@ ImageBind-LLM (arXiv 2309.03905), section 3.2, and its release:
   LLaMA-Adapter does the same, and V1 knows no other stage.
 - instruct and quality: LoRA of rank 16 on every linear of the decoder layers, scale 1, no dropout; norms; biases.
   Bridge, gates and prompts are frozen. LLaMA-Adapter V2 (arXiv 2304.15010) trains no LoRA, though some files of it
-  have one: `train_lora` says which.
+  have one: `train_lora` says which. PandaGPT (arXiv 2305.16355) has one phase, LoRA and the bridge: instruct with
+  `train_bridge`, and neither norms nor biases.
 
 The release starts the second matrix of LoRA at zero and the first as torch starts a linear layer; PEFT does the same
 (Kaiming with a = sqrt(5) is that start).
@@ -43,7 +44,9 @@ class Tuning(Protocol):
     def norms(self) -> bool:
         """Whether norms train."""
 
-    # `train_lora: bool`, where there is one, says whether adapters are put in and train; True if absent.
+    @property
+    def train_lora(self) -> bool:
+        """Whether adapters are put in, where there are none, and train."""
 
     @property
     def biases(self) -> Sequence[str]:
@@ -163,8 +166,7 @@ def _set_up_language_model(model: BoundModel, tuning: Tuning) -> list[nn.Paramet
         raise ConfigError(
             f"{type(language_model).__name__} has no norms with weights to train; set tuning.norms to false."
         )
-    train_lora = getattr(tuning, "train_lora", True)
-    if not train_lora:
+    if not tuning.train_lora:
         model.set_lora_scope(tuning.lora_scope)
     elif model.config.lora is None:
         model.add_lora(lora_settings(language_model, tuning.lora), scope=tuning.lora_scope)
@@ -172,7 +174,7 @@ def _set_up_language_model(model: BoundModel, tuning: Tuning) -> list[nn.Paramet
         _check_same_lora(model.config.lora, tuning.lora or {})
         model.set_lora_scope(tuning.lora_scope)
     model.add_tuned(norms=tuning.norms, biases=tuning.biases)
-    adapters = model.lora_parameters() if train_lora else []
+    adapters = model.lora_parameters() if tuning.train_lora else []
     return [*adapters, *(norms if tuning.norms else ()), *find_biases(language_model, tuning.biases)]
 
 
