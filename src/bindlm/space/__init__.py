@@ -8,6 +8,7 @@ from bindlm.space.cache import (
     VisualCacheBase,
     VisualCacheConfig,
 )
+from bindlm.space.cache_folder import StoredVisualCache
 from bindlm.space.cache_format import CacheRecord, CacheSettings, read_record
 from bindlm.space.index import EmbeddingIndex, FileStamp, Hit, IndexEntry, UnreadableEntry
 from bindlm.space.mix import MixForm, arithmetic, mix_embeddings, share_weights
@@ -27,6 +28,7 @@ __all__ = [
     "Hit",
     "IndexEntry",
     "MixForm",
+    "StoredVisualCache",
     "UnreadableEntry",
     "VisualCache",
     "VisualCacheBase",
