@@ -31,6 +31,7 @@ ROWS = [
     {"tuning"},
     {"asking", "bound_encoder", "configuration", "embedding", "folder", "loading", "modeling", "processing"},
     {"training"},
+    {"caching"},
     {"binding"},
     {"evaluation", "apps", "serving"},
     {"cli"},

@@ -1,0 +1,25 @@
+"""Making visual caches of millions of pictures, and changing them; `bindlm.space` reads them."""
+
+from bindlm.caching.build import Budget, add_to_cache, build_cache
+from bindlm.caching.change import merge_caches, remove_from_cache
+from bindlm.caching.chunks import CacheSource, Chunk
+from bindlm.caching.sources import open_embeddings
+from bindlm.caching.stores import StoreSource, embed_pictures, picture_fingerprint
+from bindlm.caching.verify import Verification, describe_cache, verify_cache
+
+__all__ = [
+    "Budget",
+    "CacheSource",
+    "Chunk",
+    "StoreSource",
+    "Verification",
+    "add_to_cache",
+    "build_cache",
+    "describe_cache",
+    "embed_pictures",
+    "merge_caches",
+    "open_embeddings",
+    "picture_fingerprint",
+    "remove_from_cache",
+    "verify_cache",
+]

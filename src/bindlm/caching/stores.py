@@ -1,0 +1,233 @@
+"""Embeddings that bindlm made: those of a feature store, and those of a folder of pictures, made one first."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bindlm.caching.chunks import CHUNK_ROWS, Chunk, unit_rows
+from bindlm.errors import CheckpointError, ConfigError
+
+SENSE = "image"
+"""What a visual cache is made of."""
+PICTURES = "pictures"
+"""How the data set is called that a folder of pictures becomes."""
+_MAX_CAPTION_BYTES = 4096
+_PICTURES_A_FILE = 2048
+"""What a killed run embeds again at most."""
+NamedRow = tuple[str, str | None, str | None]
+"""Id, caption and source."""
+
+
+def name_by_key(key: str) -> NamedRow:
+    """The key of a medium as its id."""
+    return key, None, None
+
+
+class StoreSource:
+    """The pictures of a finished feature store. It is a `CacheSource`.
+
+    A picture that several keys have is one row, called by the first of them. Of several views the mean counts, as
+    Tip-Adapter (arXiv 2111.03930) makes its keys of augmented pictures.
+
+    Memory: 24 bytes a picture for the order of the keys, whatever D_joint.
+
+    Args:
+        path: folder of the store.
+        named: id, caption and source by key.
+
+    Raises:
+        CheckpointError: there is no store, it is unfinished or damaged.
+        ConfigError: it holds no pictures.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, named: Callable[[str], NamedRow] = name_by_key) -> None:
+        from bindlm.training.features import FeatureStore
+        from bindlm.training.features.record import read_record
+
+        self.path = Path(path)
+        self.notes: Sequence[str] = ()
+        store = FeatureStore.open(self.path)  # which checks that it is finished and whole
+        record = read_record(self.path)
+        assert record is not None
+        self._record, self._named = record, named
+        self.name, self.dim = str(self.path), store.dim
+        self.fingerprint, self.encoder = store.fingerprint, store.encoder
+        starts = np.cumsum([0, *(shard.rows for shard in record.shards)])
+        self._shards = [(shard, int(starts[number])) for number, shard in enumerate(record.shards)
+                        if shard.modality == SENSE and shard.rows]  # fmt: skip
+        self.num_rows = sum(shard.rows for shard, _ in self._shards)
+        if not self.num_rows:
+            held = ", ".join(store.modalities) or "nothing"
+            raise ConfigError(
+                f"the feature store {path} holds {held} and no pictures; a visual cache is made of these"
+            )
+        self._keys: tuple[Any, NDArray[np.int64], NDArray[np.int64]] | None = None
+
+    def digest(self) -> str:
+        """Of the encoder, the media and their keys."""
+        files = [(shard.file, shard.checksum) for shard in self._record.shards]
+        index = self._record.index
+        content = [self.fingerprint, self._record.views, files, index.file if index else None]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def chunks(self, start: int = 0) -> Iterator[Chunk]:
+        """See `CacheSource.chunks`."""
+        from bindlm.training.features.shards import read_shard
+
+        for shard, first in self._shards:
+            if start < shard.rows:
+                embedding = read_shard(self.path, self._record, shard).embedding  # (N, V, D), mapped
+                for begin in range(start, shard.rows, CHUNK_ROWS):
+                    views = embedding[begin : begin + CHUNK_ROWS].astype(np.float32)  # (n, V, D)
+                    vectors = unit_rows(views.mean(axis=1), str(self.path / shard.file), begin)
+                    yield self._chunk(vectors, first + begin)
+            start = max(0, start - shard.rows)
+
+    def _chunk(self, vectors: NDArray[np.float32], first: int) -> Chunk:
+        """Vectors with their names; ``first`` counts through all shards."""
+        table, rows, positions = self._key_order()
+        begin, end = np.searchsorted(rows, [first, first + len(vectors)])
+        # A row without a key is one whose file was replaced since; its content stays in the store.
+        keys = {int(rows[place]): table.entry(int(positions[place])).key for place in range(begin, end)}
+        missing = f"{self.path.name}:"
+        named = [self._named(keys.get(first + row, f"{missing}{first + row}")) for row in range(len(vectors))]
+        ids, captions, sources = zip(*named, strict=True)
+        return Chunk(vectors, list(ids), list(captions), list(sources))
+
+    def _key_order(self) -> tuple[Any, NDArray[np.int64], NDArray[np.int64]]:
+        """The keys, and of each row that has some the place of the first: `(R,)` rows, rising, and `(R,)` places."""
+        if self._keys is None:
+            from bindlm.checkpoints import load_state
+            from bindlm.training.features.keys import KeyTable
+
+            index = self._record.index
+            assert index is not None
+            state = load_state(self.path / index.file)
+            rows, positions = state["row"].numpy(), state["position"].numpy()
+            order = np.lexsort((positions, rows))
+            rows, positions = rows[order], positions[order]
+            is_first = np.ones(len(rows), dtype=bool)
+            is_first[1:] = rows[1:] != rows[:-1]
+            table = KeyTable([(self.path / keys.file, keys.rows) for keys in self._record.keys])
+            self._keys = table, rows[is_first], positions[is_first]
+        return self._keys
+
+
+class PictureFolder:
+    """A folder of pictures as a data set: it is a `bindlm.training.features.scan.MediaSource`."""
+
+    def __init__(self, folder: Path, follow_links: bool = False) -> None:
+        from bindlm.folder import find_files
+
+        self.name = PICTURES
+        self.folder = folder
+        files, self.unlisted = find_files(folder, (SENSE,), follow_links=follow_links)
+        self._names = [file.key for file in files]
+        if not files:
+            raise ConfigError(f"{folder} holds no pictures; name another folder")
+
+    @property
+    def rows(self) -> "_Rows":
+        """The pictures by their paths under the folder."""
+        return _Rows(self._names)
+
+    def read_media(self, media: str) -> Path:
+        """The file of a picture."""
+        return self.folder / media
+
+
+class _Rows:
+    """Rows of a data set that are made as they are read: a dictionary a picture would take 300 bytes."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        return ({"media": name, "modality": SENSE} for name in self._names)
+
+
+def embed_pictures(
+    folder: str | os.PathLike[str],
+    store: str | os.PathLike[str],
+    embedder: Any,
+    *,
+    batch_size: int = 8,
+    follow_links: bool = False,
+    progress: bool = True,
+) -> StoreSource:
+    """The pictures of a folder and below it, embedded into a feature store: stopped, it goes on from there.
+
+    Ids are paths under the folder; a caption is the text of the file beside a picture that is called like it and ends
+    in `.txt`, as img2dataset leaves them.
+
+    Args:
+        folder: of pictures.
+        store: folder for the embeddings.
+        embedder: a `bindlm.embedding.Embedder`.
+        batch_size: pictures encoded at once.
+        follow_links: whether links to folders are followed.
+        progress: whether to show a bar on stderr, at a terminal only.
+
+    Raises:
+        MediaError: there is no such folder.
+        ConfigError: no pictures are in it, or none can be used; or the encoder takes none.
+        CheckpointError: the disk is full; what is embedded stays.
+    """
+    from bindlm.training.features import extract_features
+    from bindlm.training.stage_recipe import FeaturesConfig
+
+    if SENSE not in embedder.modalities:
+        raise ConfigError(f"{embedder.name} takes no pictures, but {', '.join(embedder.modalities)}")
+    root = Path(os.path.abspath(folder))
+    pictures = PictureFolder(root, follow_links)
+    config = FeaturesConfig(os.fspath(store), batch_size=batch_size, shard_size=_PICTURES_A_FILE)
+    report = extract_features([pictures], embedder, config, progress=progress)
+    if not len(report.store):
+        raise ConfigError(f"none of the pictures in {folder} can be used; the first: {report.unreadable[0][1]}")
+
+    def named(key: str) -> NamedRow:
+        media = key.removeprefix(f"{PICTURES}/")
+        return media, caption_beside(root / media), str(root / media)
+
+    source = StoreSource(store, named=named)
+    source.name = str(folder)
+    left_out = [f"left out: {key.removeprefix(f'{PICTURES}/')}: {reason}" for key, reason in report.unreadable]
+    alike = len(report.store) - source.num_rows
+    if alike > 0:
+        left_out.append(f"{alike} of the pictures have the content of another; each content is one entry")
+    source.notes = [*left_out, *(f"left out: the folder {key} cannot be looked into" for key in pictures.unlisted)]
+    return source
+
+
+def caption_beside(picture: Path) -> str | None:
+    """The text beside a picture, as one line, or None where there is none."""
+    try:
+        with picture.with_suffix(".txt").open("rb") as stream:
+            text = stream.read(_MAX_CAPTION_BYTES).decode("utf-8", errors="ignore")
+    except OSError:
+        return None
+    return " ".join(text.split()) or None
+
+
+def picture_fingerprint(embedder: Any, source: StoreSource) -> str:
+    """The fingerprint of the picture tower that a feature store was made with.
+
+    Raises:
+        CheckpointError: ``embedder`` is another encoder.
+    """
+    fingerprint: str = embedder.fingerprint_of(SENSE)
+    if source.fingerprint not in (embedder.fingerprint, fingerprint):
+        raise CheckpointError(
+            f"the feature store {source.path} was made with {source.encoder} ({source.fingerprint}), and "
+            f"{embedder.name} has {embedder.fingerprint}; name the encoder that made it with --model"
+        )
+    return fingerprint
