@@ -10,19 +10,13 @@ from typing import Any
 
 from bindlm.checkpoints.convert.llama import BaseLlama, text_config
 from bindlm.checkpoints.convert.streamed import Entry, write_streamed
+from bindlm.checkpoints.convert.tokenizer import copy_tokenizer, find_tokenizer
 from bindlm.checkpoints.notice import human_size, say
 from bindlm.checkpoints.state import atomic_folder
 from bindlm.errors import CheckpointError
 
 __all__ = ["Parts", "write_folder"]
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-)
 _HEADROOM = 1 << 20
 """Bytes that must be left on the disk beside the weights."""
 
@@ -56,11 +50,12 @@ def write_folder(out: Path, base: BaseLlama, parts: Parts, *, progress: bool = T
         CheckpointError: the folder holds something else, or the disk is full or not writable; nothing is left then.
     """
     _check_out(out, base)
+    tokenizer = find_tokenizer(base.path)
     total = sum(entry.num_bytes for entry in parts.entries.values())
     _check_room(out, total)
     say(f"writing {human_size(total)} to {out}", progress=progress)
     with atomic_folder(out) as folder:
-        has_tokenizer = _copy_tokenizer(base, folder, progress=progress)
+        has_tokenizer = copy_tokenizer(tokenizer, folder, vocab_size=base.sizes.vocab_size, progress=progress)
         _write_json(folder / "config.json", _config(base, parts))
         _write_json(folder / "generation_config.json", {**parts.special_ids, **parts.generation})
         _write_json(folder / "processor_config.json", _processor(parts, has_tokenizer=has_tokenizer))
@@ -88,42 +83,6 @@ def _processor(parts: Parts, *, has_tokenizer: bool) -> dict[str, Any]:
         "image_processor": None,
         "may_lack_tokenizer": not has_tokenizer,
     }
-
-
-def _copy_tokenizer(base: BaseLlama, folder: Path, *, progress: bool) -> bool:
-    """Copy the language model's tokenizer; whether there is one that can be read."""
-    home = base.path if base.path.is_dir() else base.path.parent
-    places = [home, home.parent] if base.path.is_dir() else [home]  # Meta keeps one tokenizer beside all sizes
-    for place in places:
-        found = [place / name for name in _TOKENIZER_FILES if (place / name).is_file()]
-        if not found:
-            continue
-        for file in found:
-            shutil.copyfile(file, folder / file.name)
-        if (folder / "tokenizer.json").is_file() or _convert_tokenizer(folder):
-            return True
-        say(
-            f"{place / 'tokenizer.model'} was copied, but reading it needs the package sentencepiece or a "
-            "tokenizer.json: put that of a LLaMA in transformers' layout into the folder, with tokenizer_config.json",
-            progress=progress,
-        )
-        return False
-    say(
-        "there is no tokenizer beside the language model; put its files into the folder to ask questions",
-        progress=progress,
-    )
-    return False
-
-
-def _convert_tokenizer(folder: Path) -> bool:
-    """Meta's `tokenizer.model` to transformers' files, where a package that reads it is there."""
-    try:
-        from transformers import LlamaTokenizer
-
-        LlamaTokenizer.from_pretrained(folder, local_files_only=True).save_pretrained(folder)
-    except Exception:  # the packages that read it fail in many ways where they are absent
-        return False
-    return (folder / "tokenizer.json").is_file()
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
