@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 from bindlm.binding.sources.notes import licence_note
+from bindlm.binding.sources.picture_files import write_png
 from bindlm.binding.sources.source import (
     LICENCE_NOTE,
     PAIRS,
@@ -16,7 +16,6 @@ from bindlm.binding.sources.source import (
     Source,
     Summary,
     is_there,
-    write_bytes,
     write_table,
 )
 from bindlm.binding.sources.splits import split_of
@@ -76,9 +75,7 @@ def fetch_emoji(folder: Path, root: Path) -> Summary:
     pictures = list(load_emoji(root))
     for each in pictures:
         if not is_there(file := folder / _file_of(each)):
-            content = io.BytesIO()
-            each.picture.save(content, format="PNG")
-            write_bytes(file, content.getvalue())
+            write_png(file, each.picture)
     write_table(folder / PAIRS, [_row(each) for each in pictures])
     languages = _names_of(pictures, read_names(trees["unicode-cldr-core"] / _ANNOTATIONS))
     write_text_atomic(folder / NAMES, json.dumps(languages, ensure_ascii=False, indent=0) + "\n")

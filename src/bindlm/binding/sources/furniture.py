@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from bindlm.binding.sources.notes import licence_note
+from bindlm.binding.sources.picture_files import check_visible, png_of
 from bindlm.binding.sources.render import View, render_depth
 from bindlm.binding.sources.source import (
     LICENCE_NOTE,
@@ -155,14 +156,12 @@ def _write_entry(entry: Entry, library: zipfile.ZipFile, folder: Path) -> list[t
 
 
 def _icon(entry: Entry, library: zipfile.ZipFile) -> bytes:
+    named = f"{entry.id}'s icon {entry.icon!r}"
     try:
         data = library.read(entry.icon)
-        with Image.open(io.BytesIO(data)) as picture:
-            is_empty = picture.convert("RGBA").getbbox() is None
-    except Exception as error:  # a broken picture raises whatever its decoder likes
-        raise MediaError(f"Cannot use {entry.id}: its icon {entry.icon!r} is no whole picture.") from error
-    if is_empty:
-        raise MediaError(f"Cannot use {entry.id}: its icon {entry.icon!r} is empty.")
+    except Exception as error:  # a broken archive raises whatever it likes
+        raise MediaError(f"Cannot use {named}: it cannot be read.") from error
+    check_visible(data, named)
     return data
 
 
@@ -174,9 +173,7 @@ def depth_png(depth: np.ndarray) -> bytes:
     """
     if depth.max() > 65.535:
         raise MediaError(f"Cannot keep depth up to {depth.max():.1f} m in 16 bits of millimetres.")
-    content = io.BytesIO()
-    Image.fromarray((depth * 1000 + 0.5).astype(np.uint16)).save(content, format="PNG")
-    return content.getvalue()
+    return png_of(Image.fromarray((depth * 1000 + 0.5).astype(np.uint16)))
 
 
 def _described(entry: Entry) -> dict[str, Any]:

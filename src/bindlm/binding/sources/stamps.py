@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import shutil
@@ -12,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from bindlm.binding.sources.notes import licence_note
+from bindlm.binding.sources.picture_files import check_visible
 from bindlm.binding.sources.source import (
     LICENCE_NOTE,
     PAIRS,
@@ -166,13 +164,7 @@ def picture_png(file: Path) -> bytes:
         MediaError: it is broken, empty, or SVG and neither program is there.
     """
     data = _drawn(file) if file.suffix == ".svg" else file.read_bytes()
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            is_empty = picture.convert("RGBA").getbbox() is None
-    except Exception as error:  # a broken picture raises whatever its decoder likes
-        raise MediaError(f"Cannot use {file.name}: it is no whole picture.") from error
-    if is_empty:
-        raise MediaError(f"Cannot use {file.name}: nothing in it is visible.")
+    check_visible(data, file.name)
     return data
 
 
