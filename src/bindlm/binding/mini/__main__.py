@@ -6,12 +6,9 @@ goes on where it was.
 """
 
 import argparse
-import os
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from bindlm.binding.mini.attach import add_prototypes, attach_towers
 from bindlm.binding.mini.tables import DISTRACTORS, FEATURES, SENSES, SOURCES_OF, read_prototypes, write_pairs
@@ -19,8 +16,8 @@ from bindlm.binding.recipe import BindRecipe
 from bindlm.binding.run import bind
 from bindlm.binding.sources import SOURCES
 from bindlm.checkpoints import home, load_state
-from bindlm.errors import BindLMError
 from bindlm.loading import MINI
+from bindlm.training.mini.command import Tell, add_threads, run_steps
 from bindlm.training.recipe import load_recipe
 
 
@@ -32,25 +29,11 @@ def main() -> int:
     parser.add_argument("--recipes", type=Path, default=Path("recipes/mini"), help="folder of the recipes")
     parser.add_argument("--run", type=Path, default=Path("runs/mini"), help="folder of the run; resumed if there")
     parser.add_argument("--out", type=Path, default=Path("runs/mini/senses"), help="folder of the finished model")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of torch")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    try:
-        return _run(arguments)
-    except BindLMError as error:
-        print(f"bindlm: error: {error}", file=sys.stderr)
-        return 4
-    except KeyboardInterrupt:
-        print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
+    add_threads(parser)
+    return run_steps(_give_senses, parser.parse_args())
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    start = time.perf_counter()
-
-    def tell(step: str) -> None:
-        print(f"[{time.perf_counter() - start:.0f} s] {step}", file=sys.stderr)
-
+def _give_senses(arguments: argparse.Namespace, tell: Tell) -> None:
     run: Path = arguments.run
     prototypes = read_prototypes(arguments.model)
     senses = arguments.senses or SENSES
@@ -60,21 +43,24 @@ def _run(arguments: argparse.Namespace) -> int:
             SOURCES[name].fetch(run / "sources" / name, home() / "debian")
         tell(f"binding {sense}")
         table = write_pairs(sense, prototypes, run / "sources", run / "pairs" / sense)
-        overrides = [
-            f"output={run / f'bind-{sense}'}",
-            f"data.pairs=[{table}]",
-            f"anchor.encoder={'mini' if arguments.model == MINI else arguments.model}",
-        ]
-        if SOURCES_OF[sense] == ("furniture",):
-            overrides.append(f"objective.distractors={table.parent / DISTRACTORS}")
-        if bind(load_recipe(arguments.recipes / f"bind-{sense}.yaml", BindRecipe, overrides), say=tell).tower is None:
+        recipe = load_recipe(arguments.recipes / f"bind-{sense}.yaml", BindRecipe, _in_run(arguments, sense, table))
+        if recipe.objective.distractors is not None:  # those of this run, wherever the recipe has them
+            recipe = replace(recipe, objective=replace(recipe.objective, distractors=table.parent / DISTRACTORS))
+        if bind(recipe, say=tell).tower is None:
             raise KeyboardInterrupt
         if sense == "audio":
-            features = load_state(table.parent / FEATURES)["features"]
-            add_prototypes(run / f"bind-{sense}" / "tower", features)
+            add_prototypes(run / f"bind-{sense}" / "tower", load_state(table.parent / FEATURES)["features"])
     attach_towers(arguments.model, {sense: run / f"bind-{sense}" / "tower" for sense in senses}, arguments.out)
     tell(f"the mini with {', '.join(senses)} is in {arguments.out}")
-    return 0
+
+
+def _in_run(arguments: argparse.Namespace, sense: str, table: Path) -> list[str]:
+    """Overrides that move a sense's recipe from `runs/mini` and the bundled mini to another folder and model."""
+    return [
+        f"output={arguments.run / f'bind-{sense}'}",
+        f"data.pairs=[{table}]",
+        f"anchor.encoder={'mini' if arguments.model == MINI else arguments.model}",
+    ]
 
 
 if __name__ == "__main__":

@@ -9,15 +9,11 @@ Interrupt it whenever you like; the same command goes on where it was.
 """
 
 import argparse
-import os
 import sys
-import time
 from pathlib import Path
 
-import torch
-
 from bindlm.checkpoints import home
-from bindlm.errors import BindLMError
+from bindlm.training.mini.command import Tell, add_threads, run_steps
 from bindlm.training.mini.export import export
 from bindlm.training.mini.preparation import MiniPreparation
 from bindlm.training.mini.recipes import PairsRecipe, ReadoutRecipe, SpaceRecipe
@@ -35,25 +31,12 @@ def main() -> int:
     parser.add_argument("--recipes", type=Path, default=Path("recipes/mini"), help="folder of the recipes")
     parser.add_argument("--run", type=Path, default=Path("runs/mini"), help="folder of the run; resumed if there")
     parser.add_argument("--out", type=Path, default=Path("runs/mini/export"), help="folder of the finished model")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads of torch")
+    add_threads(parser)
     parser.add_argument("--until", choices=STEPS, default=STEPS[-1], help="last step to run")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    start = time.perf_counter()
-    try:
-        return _run(arguments, start)
-    except BindLMError as error:
-        print(f"bindlm: error: {error}", file=sys.stderr)
-        return 4
-    except KeyboardInterrupt:
-        print("Interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
-        return 130
+    return run_steps(_make, parser.parse_args())
 
 
-def _run(arguments: argparse.Namespace, start: float) -> int:
-    def tell(step: str) -> None:
-        print(f"[{time.perf_counter() - start:.0f} s] {step}", file=sys.stderr)
-
+def _make(arguments: argparse.Namespace, tell: Tell) -> None:
     recipes, run = arguments.recipes, arguments.run
     tell("joint space and readout")
     space = load_recipe(recipes / "0-space.yaml", SpaceRecipe)
@@ -73,7 +56,6 @@ def _run(arguments: argparse.Namespace, start: float) -> int:
     if model is not None:
         export(model, arguments.out, space.model, entries)
         tell(f"the mini is in {arguments.out}")
-    return 0
 
 
 def _in_run(run: Path, stage: str) -> list[str]:
