@@ -100,7 +100,7 @@ def test_a_sense_it_cannot_have_and_sources_that_are_not_there_are_named(tmp_pat
         write_pairs("smell", read_prototypes(MINI), tmp_path, tmp_path)
     with pytest.raises(ConfigError, match="bindlm data fetch soundfonts"):
         write_pairs("audio", read_prototypes(MINI), tmp_path, tmp_path / "pairs")
-    with pytest.raises(CheckpointError, match="holds no mini"):
+    with pytest.raises(CheckpointError, match="a whole mini"):
         read_prototypes(tmp_path)
 
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from bindlm.training.data import media_key, open_source
 from bindlm.training.features.store import FeatureStore
 from bindlm.training.mini.draws import EntryDraws, ReadoutBatches
+from bindlm.training.mini.entries import CacheEntry
 from bindlm.training.mini.pairs import write_pairs
 from bindlm.training.mini.recipes import DrawConfig, PairsConfig
 from bindlm.training.mini.samples import EmbeddingSampler, NoiseConfig
-from bindlm.training.mini.vocabulary import Entry
 from bindlm.training.stage_recipe import SourceConfig
 
 DIM, CLASSES, PICTURES = 64, 40, 12
@@ -56,9 +56,12 @@ def test_pictures_stay_near_their_views(sampler: EmbeddingSampler) -> None:
     assert (nearest == torch.tensor(entries) - CLASSES).float().mean() > 0.9
 
 
-def entries_of() -> list[Entry]:
-    names = [Entry(f"class{index}", "thing", "imagenet") for index in range(CLASSES)]
-    return [*names, *(Entry(f"picture{index}", "", ("emoji", "furniture")[index % 2]) for index in range(PICTURES))]
+def entries_of() -> list[CacheEntry]:
+    names = [CacheEntry(f"class{index}", "thing", "imagenet") for index in range(CLASSES)]
+    return [
+        *names,
+        *(CacheEntry(f"picture{index}", "", ("emoji", "furniture")[index % 2]) for index in range(PICTURES)),
+    ]
 
 
 def draws_of(**config: float) -> EntryDraws:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from bindlm.training.mini.entries import CacheEntry
 from bindlm.training.mini.vocabulary import (
-    Entry,
     any_dialogue,
     is_plural,
     load_vocabulary,
@@ -43,8 +43,8 @@ def test_articles(name: str, said: str) -> None:
 
 
 def test_sentences_agree_in_number_and_name_the_kind() -> None:
-    assert sentence(Entry("German shepherd", "dog", "imagenet")) == "This is a German shepherd, a kind of dog."
-    assert sentence(Entry("sunglasses", "", "imagenet")) == "These are sunglasses."
+    assert sentence(CacheEntry("German shepherd", "dog", "imagenet")) == "This is a German shepherd, a kind of dog."
+    assert sentence(CacheEntry("sunglasses", "", "imagenet")) == "These are sunglasses."
 
 
 def test_no_class_is_a_kind_of_itself() -> None:
@@ -54,7 +54,10 @@ def test_no_class_is_a_kind_of_itself() -> None:
 def test_yes_and_no_are_true() -> None:
     """A dog is an animal and a mammal; nothing that holds may be denied."""
     random = np.random.default_rng(0)
-    dog, violin = Entry("German shepherd", "dog", "imagenet"), Entry("violin", "musical instrument", "imagenet")
+    dog, violin = (
+        CacheEntry("German shepherd", "dog", "imagenet"),
+        CacheEntry("violin", "musical instrument", "imagenet"),
+    )
     kinds = ["animal", "bird", "dog", "mammal", "musical instrument", "vehicle"]
     asked: dict[str, set[str]] = {"yes": set(), "no": set()}
     for _ in range(3000):

@@ -1,28 +1,20 @@
-"""Names of a mini's cache entries."""
+"""Names of a model's cache entries."""
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bindlm.training.mini.entries import ENTRIES_FILE, CacheEntry, read_entries
 
-@dataclass(frozen=True)
-class CacheEntry:
-    """One row of a visual cache."""
-
-    name: str
-    """What a person would call it."""
-    kind: str
-    """What kind of thing that is, or ""."""
-    source: str
-    """Where its picture comes from: "imagenet", "emoji" or "furniture"."""
+__all__ = ["CacheEntry", "cache_entries"]
 
 
 def cache_entries(bound: Any) -> list[CacheEntry]:
-    """The entries of a model's cache in its order, as the file beside its weights lists them; [] without that file."""
+    """The entries of a model's cache in its order, as the file beside its weights lists them; [] without that file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     from bindlm.loading import MINI
 
     folder = MINI if bound.name == "mini" else Path(bound.name)
-    path = folder / "cache_entries.json"
-    rows = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-    return [CacheEntry(name, kind, source) for name, kind, source in rows]
+    return read_entries(folder) if (folder / ENTRIES_FILE).is_file() else []

@@ -24,6 +24,7 @@ from bindlm.bound_encoder import WEIGHTS_FILE
 from bindlm.checkpoints.mapped import open_mapped
 from bindlm.checkpoints.state import save_state_atomic
 from bindlm.errors import CheckpointError, ConfigError
+from bindlm.training.mini.entries import CacheEntry, read_entries
 from bindlm.training.mini.vocabulary import TABLE as VOCABULARY
 from bindlm.training.mini.vocabulary import with_article
 
@@ -31,21 +32,19 @@ FEATURES = "features.safetensors"
 DISTRACTORS = "distractors.safetensors"
 """Prototypes of classes and emoji, none of which furniture is."""
 _CACHE_KEYS = "cache.keys"
-_ENTRIES = "cache_entries.json"
 
 
 @dataclass(frozen=True)
 class Prototypes:
     """A mini's cache, by name."""
 
-    entries: list[tuple[str, str, str]]
-    """Name, kind and source (`imagenet`, `emoji`, `furniture`) of each."""
+    entries: list[CacheEntry]
     keys: Tensor
     """`(N, D_joint)`, unit length."""
 
     def places(self, source: str) -> list[int]:
         """Of the entries of one source, in order."""
-        return [place for place, entry in enumerate(self.entries) if entry[2] == source]
+        return [place for place, entry in enumerate(self.entries) if entry.source == source]
 
 
 def read_prototypes(model: Path) -> Prototypes:
@@ -54,14 +53,11 @@ def read_prototypes(model: Path) -> Prototypes:
     Raises:
         CheckpointError: the folder holds no mini.
     """
-    try:
-        entries = json.loads((model / _ENTRIES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise CheckpointError(f"{model} holds no mini: {_ENTRIES} cannot be read; give its folder.") from None
+    entries = read_entries(model)
     keys = open_mapped(model / WEIGHTS_FILE).take([_CACHE_KEYS])[_CACHE_KEYS].float()
     if len(keys) != len(entries):
         raise CheckpointError(f"{model} has {len(keys)} cache keys and {len(entries)} names; make it anew.")
-    return Prototypes([tuple(entry) for entry in entries], F.normalize(keys, dim=-1))
+    return Prototypes(entries, F.normalize(keys, dim=-1))
 
 
 def write_pairs(sense: str, prototypes: Prototypes, sources: Path, folder: Path) -> Path:
@@ -95,7 +91,7 @@ def _furniture(column: str, table: str) -> "Rows":
         pairs = _read(source / table)
         objects = list(dict.fromkeys((row["object"], row["label"]) for row in pairs))
         places = prototypes.places("furniture")
-        if [prototypes.entries[place][0] for place in places] != [label for _, label in objects]:
+        if [prototypes.entries[place].name for place in places] != [label for _, label in objects]:
             raise ConfigError(f"The furniture in {source} is not the one in the mini's cache; fetch it anew.")
         place_of = {name: place for (name, _), place in zip(objects, places, strict=True)}
         kept = ("label", "object", "split")
@@ -128,7 +124,8 @@ def _sounds(prototypes: Prototypes, sources: Path, folder: Path) -> tuple[Tensor
 def _texts(prototypes: Prototypes, sources: Path, folder: Path) -> tuple[Tensor, list[dict[str, Any]]]:
     """Names and synonyms beside their prototypes; of a held-out name's class no synonym either."""
     pictures = [*prototypes.places("emoji"), *prototypes.places("furniture")]
-    held = {name for name, _, _ in (prototypes.entries[place] for place in pictures) if split_of(name) != "train"}
+    names = {prototypes.entries[place].name for place in pictures}
+    held = {name for name in names if split_of(name) != "train"}
     rows = [
         {"text": text, "feature": place, "label": name, "object": name, "split": "train"}
         for place, name, texts in _class_texts()
@@ -136,7 +133,7 @@ def _texts(prototypes: Prototypes, sources: Path, folder: Path) -> tuple[Tensor,
         for text in texts
     ]
     for place in pictures:
-        name = prototypes.entries[place][0]
+        name = prototypes.entries[place].name
         split = split_of(name)
         for text in _said(name) if split == "train" else [name]:
             rows.append({"text": text, "feature": place, "label": name, "object": name, "split": split})

@@ -1,21 +1,19 @@
 """The mini as it ships: bf16 weights, names of the cache's entries, and the processor's settings."""
 
-import json
 from pathlib import Path
 
 from torch import Tensor
 
-from bindlm.checkpoints.state import write_text_atomic
 from bindlm.loading import load
 from bindlm.processing import BindLMImageProcessor, BindLMProcessor
+from bindlm.training.mini.entries import CacheEntry, write_entries
 from bindlm.training.mini.recipes import ModelConfig
-from bindlm.training.mini.vocabulary import Entry
 
 _KEPT_WHOLE = 10_000
 """Tensors with fewer values keep fp32: they weigh nothing, and gates and norms are worth their digits."""
 
 
-def export(trained: Path, folder: Path, settings: ModelConfig, entries: list[Entry]) -> None:
+def export(trained: Path, folder: Path, settings: ModelConfig, entries: list[CacheEntry]) -> None:
     """Write the finished model.
 
     Args:
@@ -32,8 +30,7 @@ def export(trained: Path, folder: Path, settings: ModelConfig, entries: list[Ent
     model.processor = None  # the tokenizer comes with the language model
     model.save_pretrained(folder, state_dict=stored)
     BindLMProcessor(image_processor=BindLMImageProcessor()).save_pretrained(folder)
-    table = [[entry.name, entry.kind, entry.source] for entry in entries]
-    write_text_atomic(folder / "cache_entries.json", json.dumps(table, ensure_ascii=False, indent=0) + "\n")
+    write_entries(folder, entries)
 
 
 def as_shipped(tensor: Tensor) -> Tensor:

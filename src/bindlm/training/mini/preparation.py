@@ -15,12 +15,13 @@ from bindlm.encoders import MiniEncoder
 from bindlm.modeling import BindLMForConditionalGeneration
 from bindlm.processing import BindLMImageProcessor, BindLMProcessor
 from bindlm.training.mini.draws import EntryDraws, ReadoutBatches
+from bindlm.training.mini.entries import CacheEntry
 from bindlm.training.mini.features import picture_features
 from bindlm.training.mini.pairs import write_pairs
 from bindlm.training.mini.readout import Readout, name_targets
 from bindlm.training.mini.recipes import DrawConfig, ModelConfig, PairsRecipe, ReadoutRecipe, SpaceRecipe
 from bindlm.training.mini.space import build_space
-from bindlm.training.mini.vocabulary import Entry, load_vocabulary
+from bindlm.training.mini.vocabulary import load_vocabulary
 from bindlm.training.trainer import train
 
 START = "0-readout"
@@ -65,7 +66,7 @@ class MiniPreparation:
         )
         encoder.mean.copy_(space.mean)
         encoder.projection.copy_(space.projection.bfloat16().float())  # as it will be stored
-        self.entries: list[Entry] = [*load_vocabulary(), *pictures]
+        self.entries: list[CacheEntry] = [*load_vocabulary(), *pictures]
         self.views = F.normalize(encoder.project(features), dim=-1)
         self.class_keys = space.class_keys
         self.model.add_cache(

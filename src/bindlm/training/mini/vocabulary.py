@@ -1,31 +1,20 @@
 """The names the mini knows, and the sentences that say them."""
 
 import csv
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from bindlm.training.mini.entries import CacheEntry
+
 TABLE = Path(__file__).parent / "vocabulary.tsv"
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One thing with a name."""
-
-    name: str
-    """What a person would call it: "German shepherd"."""
-    kind: str
-    """What kind of thing that is, or "" where saying so would sound odd: "dog"."""
-    source: str
-    """"imagenet", "emoji" or "furniture"."""
-
-
-def load_vocabulary() -> list[Entry]:
+def load_vocabulary() -> list[CacheEntry]:
     """The 1000 ImageNet classes in the order of the head, with everyday names (WordNet lemmas, edited by hand)."""
     with TABLE.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return [Entry(row["name"], row["kind"], "imagenet") for row in rows]
+    return [CacheEntry(row["name"], row["kind"], "imagenet") for row in rows]
 
 
 _UNCOUNTABLE = frozenset(
@@ -66,13 +55,13 @@ def with_article(name: str) -> str:
     return f"a {name}"
 
 
-def sentence(entry: Entry) -> str:
+def sentence(entry: CacheEntry) -> str:
     """ "This is a German shepherd, a kind of dog." """
     opening = "These are" if is_plural(entry.name) else "This is"
     return f"{opening} {statement(entry)}."
 
 
-def statement(entry: Entry) -> str:
+def statement(entry: CacheEntry) -> str:
     """ "a German shepherd, a kind of dog"."""
     thing = with_article(entry.name)
     return f"{thing}, a kind of {entry.kind}" if entry.kind else thing
@@ -139,13 +128,13 @@ _UNSEEN_QUESTIONS = (
 )
 
 
-def name_dialogue(entry: Entry, random: np.random.Generator) -> tuple[str, str]:
+def name_dialogue(entry: CacheEntry, random: np.random.Generator) -> tuple[str, str]:
     """A question for the name and its answer."""
     question = NAME_QUESTIONS[0] if random.random() < 0.3 else str(random.choice(NAME_QUESTIONS))
     return question, sentence(entry)
 
 
-def any_dialogue(entry: Entry, kinds: list[str], random: np.random.Generator) -> tuple[str, str]:
+def any_dialogue(entry: CacheEntry, kinds: list[str], random: np.random.Generator) -> tuple[str, str]:
     """A question of any sort and an answer that keeps to it.
 
     Yes or no comes last, after the name: the model can then read its own words. What the joint embedding does not
