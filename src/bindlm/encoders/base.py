@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -79,3 +80,13 @@ class JointEncoder(nn.Module, ABC):
         """Raise the ConfigError of a modality that this encoder lacks."""
         if modality not in self.modalities:
             raise ConfigError(f"{type(self).__name__} has no {modality!r}; it takes {', '.join(self.modalities)}.")
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Refuse what weights are not kept in; None stands for the file's own.
+
+    Raises:
+        ConfigError: it is neither fp32, bf16 nor fp16.
+    """
+    if dtype is not None and dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ConfigError(f"dtype must be torch.float32, bfloat16 or float16, got {dtype}.")

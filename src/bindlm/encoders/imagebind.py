@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bindlm.checkpoints.mapped import MappedState, open_mapped
 from bindlm.checkpoints.state import check_shapes
-from bindlm.encoders.base import JointEncoder
+from bindlm.encoders.base import JointEncoder, check_dtype
 from bindlm.encoders.imagebind_config import MODALITIES, TOWER_OF, TOWERS, ImageBindConfig, imagebind_huge
 from bindlm.encoders.imagebind_towers import Trunk, build_head, build_stem
 from bindlm.encoders.licences import tell_licence
@@ -233,8 +233,7 @@ def from_mapped(
     Every name under `prefix` must be ImageBind's; with an empty prefix, every name of the file.
     """
     sizes = ImageBindConfig.from_dict(config)
-    if dtype is not None and dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ConfigError(f"dtype must be torch.float32, bfloat16 or float16, got {dtype}.")
+    check_dtype(dtype)
     wanted = expected_shapes(sizes, modalities)
     held = {name.removeprefix(prefix): shape for name, shape in state.shapes.items() if name.startswith(prefix)}
     # A tower that nobody asked for may be absent; what is there of it must still be ImageBind's.

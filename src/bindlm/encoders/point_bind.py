@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bindlm.checkpoints.mapped import MappedState, open_mapped
 from bindlm.checkpoints.state import check_shapes
-from bindlm.encoders.base import JointEncoder
+from bindlm.encoders.base import JointEncoder, check_dtype
 from bindlm.encoders.i2p_mae import I2PMAE, I2PMAEConfig
 from bindlm.encoders.licences import tell_licence
 from bindlm.encoders.point_bert import PointBert, PointBertConfig
@@ -285,8 +285,7 @@ def from_official(
             or it holds no ImageBind and one of its senses is asked for.
         ConfigError: impossible sizes, senses or dtype.
     """
-    if dtype is not None and dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ConfigError(f"dtype must be torch.float32, bfloat16 or float16, got {dtype}.")
+    check_dtype(dtype)
     others = _other_senses(modalities)
     state = open_mapped(path)
     sizes = PointBindConfig.from_dict(config) if config is not None else _recognised(state)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from bindlm.errors import MediaError
 from bindlm.media.names import Medium
 
 
@@ -81,7 +80,8 @@ def sniff(data: bytes, medium: Medium) -> Format:
     for signature, what in _FOREIGN:
         if signature.match(head):
             raise medium.error(f"it is {what}, not a sound", "Give a file that holds sound, such as WAV, FLAC or MP3")
-    raise _unknown(head, medium)
+    give = "Give a WAV, FLAC or MP3 file (a path is a str or Path)"
+    raise medium.unknown_format(head, "sound", give=give, convert=CONVERT)
 
 
 def _tag_size(head: bytes) -> int:
@@ -93,12 +93,3 @@ def _tag_size(head: bytes) -> int:
         size = size << 7 | byte
     has_footer = bool(head[5] & 0x10)
     return 10 + size + 10 * has_footer
-
-
-def _unknown(head: bytes, medium: Medium) -> MediaError:
-    # A character cut in two at the end of the head is no reason to call a text binary, hence "ignore" and a count.
-    readable = head.decode("utf-8", "ignore")
-    is_text = len(head) - len(readable.encode()) < 4 and all(char.isprintable() or char.isspace() for char in readable)
-    if is_text:
-        return medium.error("it holds text, not a sound", "Give a WAV, FLAC or MP3 file (a path is a str or Path)")
-    return medium.error("it is in no known sound format", CONVERT)

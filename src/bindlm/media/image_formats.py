@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 
-from bindlm.errors import MediaError
 from bindlm.media.names import Medium
 
 _SIGNATURES: tuple[tuple[str, re.Pattern[bytes]], ...] = (
@@ -61,13 +60,5 @@ def sniff(data: bytes, medium: Medium) -> str:
     for signature, what in _FOREIGN:
         if signature.match(head):
             raise medium.error(f"it is {what}, which is not read", _CONVERT)
-    raise _unknown(head, medium)
-
-
-def _unknown(head: bytes, medium: Medium) -> MediaError:
-    # A character cut in two at the end of the head is no reason to call a text binary, hence "ignore" and a count.
-    readable = head.decode("utf-8", "ignore")
-    is_text = len(head) - len(readable.encode()) < 4 and all(char.isprintable() or char.isspace() for char in readable)
-    if is_text:
-        return medium.error("it holds text, not a picture", "Give a PNG or JPEG file (a path to one is a str or Path)")
-    return medium.error("it is in no known picture format", _CONVERT)
+    give = "Give a PNG or JPEG file (a path to one is a str or Path)"
+    raise medium.unknown_format(head, "picture", give=give, convert=_CONVERT)

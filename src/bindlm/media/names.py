@@ -43,3 +43,19 @@ class Medium:
     def error(self, reason: str, cure: str) -> MediaError:
         """The error that names this medium, why it cannot be used, and what to do."""
         return MediaError(f"Cannot use {self.kind} {self.label}: {reason}. {cure}.")
+
+    def unknown_format(self, head: bytes, what: str, *, give: str, convert: str) -> MediaError:
+        """The error for bytes in no format that is read; the message tells text from other data.
+
+        Args:
+            head: first bytes.
+            what: which format was looked for: "picture".
+            give: the cure for text, which is often a path given as bytes.
+            convert: the cure for other data.
+        """
+        # A character cut in two at the end of the head is no reason to call a text binary, hence "ignore" and a count.
+        readable = head.decode("utf-8", "ignore")
+        is_whole = len(head) - len(readable.encode()) < 4
+        if is_whole and all(char.isprintable() or char.isspace() for char in readable):
+            return self.error(f"it holds text, not a {what}", give)
+        return self.error(f"it is in no known {what} format", convert)

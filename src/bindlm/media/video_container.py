@@ -85,11 +85,8 @@ def unknown(data: bytes, medium: Medium) -> MediaError:
             if "sound" in what:
                 return no_picture(medium)
             return medium.error(f"{what}, which is not read", "Give a video file, for example MP4")
-    readable = head.decode("utf-8", "ignore")
-    is_text = len(head) - len(readable.encode()) < 4 and all(char.isprintable() or char.isspace() for char in readable)
-    if is_text:
-        return medium.error("it holds text, not a video", "Give a video file (a path to one is a str or Path)")
-    return medium.error("it is in no known video format", _CONVERT)
+    give = "Give a video file (a path to one is a str or Path)"
+    return medium.unknown_format(head, "video", give=give, convert=_CONVERT)
 
 
 def formats(data: bytes) -> str:
