@@ -5,6 +5,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from bindlm.checkpoints.quantization import check_quantization
 from bindlm.errors import ConfigError
 
 
@@ -30,7 +31,9 @@ class BindLMConfig(PreTrainedConfig):
         mixing: what becomes of several media: "mixture", the weighted mean of unit vectors goes through the bridge
             (ImageBind-LLM); or "sum", each goes through the bridge at the length its encoder is published with, and
             what comes out is summed (PandaGPT).
-        cache: settings of the visual cache, see `VisualCacheConfig`; None for no cache.
+        cache: settings of the visual cache that is saved with this model, see `VisualCacheConfig`; or a cache on disk,
+            `{"folder": PATH}`, from this model's folder where it is relative, with settings in place of its own. None
+            for no cache.
         lora: settings of the adapters that are on when there is a condition: `{"r", "lora_alpha", "target_modules"}`;
             None for none.
         lora_scope: "conditioned", adapters are on for rows with a medium, and text-only chat is the language model's
@@ -38,6 +41,8 @@ class BindLMConfig(PreTrainedConfig):
         tuned: what was trained of the language model's own layers, and is saved with this model though the rest may be
             kept by reference: `{"norms": True, "biases": ["q_proj"]}`, the biases by name of their linear layers, to
             which they are added where the language model has none. None for nothing.
+        quantization: how the language model is held, if not in full: "int8", "int4", or the settings of one of
+            transformers' quantisation configs; None for in full.
         notice: what a user must be told once when the weights are loaded, such as a non-commercial licence.
     """
 
@@ -57,6 +62,7 @@ class BindLMConfig(PreTrainedConfig):
         lora: dict[str, Any] | None = None,
         lora_scope: str = "conditioned",
         tuned: dict[str, Any] | None = None,
+        quantization: str | dict[str, Any] | None = None,
         notice: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -90,6 +96,7 @@ class BindLMConfig(PreTrainedConfig):
         self.lora = dict(lora) if lora is not None else None
         self.lora_scope = lora_scope
         self.tuned = _checked_tuned(tuned)
+        self.quantization = check_quantization(quantization)
         self.notice = notice
         self.tie_word_embeddings = bool(getattr(text_config, "tie_word_embeddings", False))
 
@@ -97,6 +104,7 @@ class BindLMConfig(PreTrainedConfig):
         """What `config.json` holds: without the folder that the language model was once loaded from."""
         settings = super().to_dict()
         settings["text_config"].pop("_name_or_path", None)  # `language_model` says where to get it anywhere
+        settings["text_config"].pop("quantization_config", None)  # and `quantization` how it is held
         return settings
 
 

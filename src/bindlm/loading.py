@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bindlm.modeling import BindLMForConditionalGeneration
 from bindlm.processing import BindLMProcessor
@@ -19,6 +19,9 @@ def load(
     *,
     dtype: "torch.dtype | str | None" = None,
     device: "torch.device | str | None" = None,
+    quantization: Any = None,
+    trained_dtype: "torch.dtype | str | None" = None,
+    cache: str | os.PathLike[str] | bool | None = None,
     local_files_only: bool = False,
     progress: bool = True,
 ) -> BindLMForConditionalGeneration:
@@ -28,6 +31,10 @@ def load(
         path: a folder, a hub id, or None for the bundled mini, whose frozen parts are fetched once.
         dtype: None is fp32.
         device: None is the CPU.
+        quantization: how the language model is held: "int8" or "int4" (by bitsandbytes), a quantisation config of
+            transformers or its dictionary; None is what the folder says, False is in full. All else keeps its dtype.
+        trained_dtype: of bridge, gates, prompts and LoRA; None is `dtype`.
+        cache: folder of a visual cache to consult, see `attach_cache`; None is the model's own, False is none.
         local_files_only: never touch the network.
         progress: say on stderr what is fetched.
 
@@ -36,6 +43,7 @@ def load(
 
     Raises:
         CheckpointError: weights cannot be had or do not fit.
+        ConfigError: a setting that is impossible here; the message says what to do.
 
     Example:
         >>> import bindlm
@@ -44,7 +52,14 @@ def load(
     """
     source = MINI if path is None else path
     model = BindLMForConditionalGeneration.from_pretrained(
-        source, dtype=dtype, device=device, local_files_only=local_files_only, progress=progress
+        source,
+        dtype=dtype,
+        device=device,
+        quantization=quantization,
+        trained_dtype=trained_dtype,
+        cache=cache,
+        local_files_only=local_files_only,
+        progress=progress,
     )
     model.processor = BindLMProcessor.from_pretrained(source, local_files_only=local_files_only)
     if path is None:

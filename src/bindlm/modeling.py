@@ -21,17 +21,24 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import AutoModelForImageTextToText, AutoModelForMultimodalLM
 
 from bindlm.asking import Answer, AskMixin
+from bindlm.attaching import FOLDER, CacheMixin, config_for
 from bindlm.bound_encoder import WEIGHTS_FILE, load_published_encoder, load_tower
 from bindlm.bridges import Bridge, build_bridge
 from bindlm.checkpoints import load_language_model, load_state, resolve
-from bindlm.checkpoints.state import dtype_of, save_state_atomic, without_ties
+from bindlm.checkpoints.quantization import (
+    build_quantized,
+    check_quantization,
+    quantization_of,
+    quantized_base_state,
+)
+from bindlm.checkpoints.state import check_shapes, dtype_of, save_state_atomic, without_ties
 from bindlm.configuration import BindLMConfig
 from bindlm.encoders import JointEncoder, build_encoder
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.injections import Injection, build_injection
 from bindlm.injections.placing import check_media_rows, counted_positions, spread_over_rows, spread_over_tokens
 from bindlm.injections.prefix import IGNORED_LABEL
-from bindlm.space import VisualCache, VisualCacheConfig
+from bindlm.space import VisualCache, VisualCacheBase, VisualCacheConfig
 from bindlm.space.mix import MixForm, mix_embeddings
 from bindlm.tuning.bias_norm import add_biases, check_bias_names
 from bindlm.tuning.lora import inject_lora
@@ -40,7 +47,7 @@ from bindlm.tuning.mixin import TuningMixin
 __all__ = ["Answer", "BindLMForConditionalGeneration"]
 
 
-class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, GenerationMixin):
+class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrainedModel, GenerationMixin):
     """Generate text conditioned on any sense of a joint embedding space.
 
     Args:
@@ -64,6 +71,7 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
     language_model: PreTrainedModel
     bridge: Bridge
     injection: Injection
+    cache: VisualCacheBase | None
 
     def __init__(
         self,
@@ -75,6 +83,8 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
         if language_model is None:
             language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.language_model = language_model
+        if config.quantization is None:
+            config.quantization = quantization_of(language_model)
         if encoder is None:
             encoder = _built("encoder", build_encoder, config.encoder)
         self.encoder = encoder.requires_grad_(False).eval()
@@ -88,9 +98,9 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
         self.bridge = _built("bridge", build_bridge, bridge)
         self.injection = _built("injection", partial(build_injection, text_config), config.injection)
         self.cache = None
-        if config.cache is not None:
+        if config.cache is not None and FOLDER not in config.cache:  # a folder waits for the encoder's weights
             self.cache = VisualCache(_built("cache", VisualCacheConfig, config.cache))
-            self._check_cache(self.cache)
+            self._check_width(self.cache)
         biases = config.tuned["biases"] if config.tuned is not None else []
         check_bias_names(language_model, biases)
         # Only now is the language model touched, and given back as it was if that goes wrong.
@@ -137,33 +147,6 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
     def get_decoder(self) -> nn.Module:
         """The language model's decoder."""
         return self.language_model.get_decoder()
-
-    def add_cache(self, keys: Tensor, values: Tensor | None = None, **settings: Any) -> None:
-        """Give the model a visual cache, or another one.
-
-        Args:
-            keys, values: `(N, D_joint)`, see `VisualCache`; without values, the keys at unit length are mixed in.
-            **settings: fields of `VisualCacheConfig` other than its sizes.
-
-        Raises:
-            ConfigError: the keys are not as wide as the joint space, or a setting is impossible.
-        """
-        sizes: dict[str, Any] = {
-            "num_entries": keys.shape[0],
-            "dim": keys.shape[1],
-            "has_own_values": values is not None,
-        }
-        cache = VisualCache(VisualCacheConfig(**sizes, **settings))
-        self._check_cache(cache)
-        cache.keys.copy_(keys)
-        if cache.values is not None and values is not None:
-            cache.values.copy_(values)
-        self.cache = cache.to(self.device)
-        self.config.cache = {**sizes, **settings}
-
-    def _check_cache(self, cache: VisualCache) -> None:
-        if cache.config.dim != self.encoder.dim:
-            raise ConfigError(f"The cache is {cache.config.dim} wide, the encoder {self.encoder.dim}.")
 
     # -- from media to condition ------------------------------------------------------------------------------------
 
@@ -230,6 +213,7 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
         pixel_values: Tensor | None,
         has_media: Tensor | None,
         media_rows: Tensor | None = None,
+        use_cache_entries: bool = True,
     ) -> Tensor | None:
         """One condition a row, `(B, N, D_lm)`, or with `media_rows` one a token, `(B, T, D_lm)`; zeros for none."""
         if sum(value is not None for value in (condition, joint_embedding, pixel_values)) > 1:
@@ -244,8 +228,9 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
             return condition  # by `generate`, from what was checked there
         if pixel_values is not None:
             joint_embedding = self.encode_media(image=pixel_values)["image"]
+            use_cache_entries = use_cache_entries and self.cache is not None and self.cache.pulls(["image"])
         if joint_embedding is not None:
-            condition = self.condition_from(joint_embedding)
+            condition = self.condition_from(joint_embedding, use_cache_entries=use_cache_entries)
             if has_media is not None:
                 condition = spread_over_rows(condition, has_media)
         elif has_media is not None and bool(has_media.any()):
@@ -361,8 +346,8 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         """transformers' `generate`, with the media encoded once, not once a token.
 
-        Takes what `forward` takes for media, and everything transformers' `generate` takes: `streamer`, `num_beams`,
-        `do_sample`, …
+        Takes what `forward` takes for media, `use_cache_entries` (False leaves the visual cache out), and everything
+        transformers' `generate` takes: `streamer`, `num_beams`, `do_sample`, …
         """
         media = {
             name: kwargs.pop(name, None) for name in ("condition", "joint_embedding", "pixel_values", "has_media")
@@ -371,8 +356,9 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
             raise ConfigError("media_rows are for training; generate takes a row a sample, and has_media.")
         given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
         tokens = next((each for each in given if each is not None), None)
+        use_cache_entries = kwargs.pop("use_cache_entries", True)
         with torch.no_grad():
-            condition = self._condition(tokens, **media)
+            condition = self._condition(tokens, **media, use_cache_entries=use_cache_entries)
             kwargs |= self._ready_for_steps(condition, tokens, media["has_media"])
         if (placeholder := self.injection.placeholder_id) is not None:
             settings = kwargs.get("generation_config") or self.generation_config
@@ -410,16 +396,25 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
     ) -> None:
         """Write configuration, trained weights and, where there is one, the processor into a folder.
 
-        Only what was trained is written; what `config.json` names by reference is not. The folder appears whole or
+        Only what was trained is written; what `config.json` names by reference is not, a visual cache on disk among it
+        (see `attach_cache`). The folder appears whole or
         not at all; other files in it are kept.
 
         Args:
             save_directory: folder, made where absent.
             state_dict: weights to write in place of the model's own, as a distributed trainer gathers them.
             **kwargs: accepted for transformers' sake and unused (`safe_serialization` is always true).
+
+        Raises:
+            ConfigError: the language model belongs in the file, but only a quantised one is at hand.
         """
         if not kwargs.get("is_main_process", True):
             return
+        if self.config.language_model is None and quantization_of(self.language_model) is not None:
+            raise ConfigError(
+                "This model's file would hold its language model, of which only quantised weights are at hand. Load "
+                "it with quantization=False to save it, or set config.language_model to where its plain weights are."
+            )
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         state = dict(self.state_dict() if state_dict is None else state_dict)
@@ -427,7 +422,7 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
         save_state_atomic(folder / WEIGHTS_FILE, without_ties(wanted), metadata={"format": "pt"})
         self.config.architectures = [type(self).__name__]
         self.config.text_config.dtype = self.language_model.dtype
-        self.config.save_pretrained(folder)
+        config_for(self.config, folder).save_pretrained(folder)
         if self.generation_config is not None:
             self.generation_config.save_pretrained(folder)
         if self.processor is not None:
@@ -441,6 +436,9 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
         config: BindLMConfig | None = None,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
+        quantization: Any = None,
+        trained_dtype: torch.dtype | str | None = None,
+        cache: str | os.PathLike[str] | bool | None = None,
         local_files_only: bool = False,
         progress: bool = True,
         **kwargs: Any,
@@ -453,26 +451,35 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
             dtype: of the language model, bridge and gates; None is fp32, "auto" what the language model is stored in.
                 The encoder and the cache stay in fp32.
             device: where to put it; None is the CPU. `device_map` is read as a device.
+            quantization: how the language model is held: "int8", "int4", a quantisation config of transformers or its
+                dictionary; None is what the folder says, False is in full. All else keeps its dtype.
+            trained_dtype: of bridge, gates, prompts and LoRA; None is `dtype`.
+            cache: folder of a visual cache to consult, see `attach_cache`; None is the model's own, False is none.
             local_files_only: never touch the network.
             progress: whether to say on stderr what is fetched.
             **kwargs: other keywords of transformers, of which `attn_implementation` is used.
 
         Raises:
             CheckpointError: a part is missing, damaged, or does not fit.
-            ConfigError: `dtype` or `device` is none that torch has here, or the configuration is impossible.
+            ConfigError: `dtype` or `device` is none that torch has here, or the configuration is impossible; or the
+                package that quantises is not installed.
         """
         device = device if device is not None else kwargs.pop("device_map", None)
         dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
         folder = resolve(pretrained_model_name_or_path, local_files_only=local_files_only, progress=progress)
         if config is None:
             config = _load_config(folder)
+        if quantization is not None:
+            config.quantization = check_quantization(quantization)
         attn_implementation = kwargs.get("attn_implementation")
         language_model = None
         if config.language_model is not None:
             language_model, _ = load_language_model(
                 config.language_model,
                 dtype=None if dtype == "auto" else dtype or torch.float32,
+                device=device if config.quantization is not None else None,  # straight there: packed for its device
                 attn_implementation=attn_implementation,
+                quantization=config.quantization,
                 local_files_only=local_files_only,
                 progress=progress,
             )
@@ -484,17 +491,28 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
             text_config.dtype = resolved
             if attn_implementation is not None:
                 text_config._attn_implementation = attn_implementation
+            if config.quantization is not None:
+                language_model = build_quantized(
+                    text_config,
+                    quantized_base_state(load_state(folder / WEIGHTS_FILE)),
+                    config.quantization,
+                    dtype=resolved,
+                    device=device,
+                    attn_implementation=attn_implementation,
+                )
         fetching: dict[str, Any] = {"local_files_only": local_files_only, "progress": progress}
         encoder = None
         if isinstance(config.encoder_weights, str):
             encoder = load_published_encoder(config.encoder, config.encoder_weights, **fetching)
         with torch.device("meta") if language_model is not None else torch.device("cpu"):
             model = cls(config, language_model, encoder)
-        model._load_own_weights(folder / WEIGHTS_FILE, resolved)
+        trained = resolved if trained_dtype is None else dtype_of(trained_dtype)
+        model._load_own_weights(folder / WEIGHTS_FILE, resolved, trained)
         if isinstance(config.encoder_weights, dict):
             for tower, reference in config.encoder_weights.items():
                 load_tower(model.encoder, tower, resolve(reference, **fetching))
         model.encoder.fetch_with(**fetching)  # what is fetched when a question needs it
+        model._load_cache(cache, folder)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
             model.language_model.generation_config = model.generation_config
@@ -506,27 +524,50 @@ class BindLMForConditionalGeneration(AskMixin, TuningMixin, PreTrainedModel, Gen
         model.eval()
         return model
 
-    def _load_own_weights(self, path: Path, dtype: torch.dtype) -> None:
-        """Strictly load this model's own file: encoder and cache as fp32, the rest as `dtype`.
+    def _load_own_weights(self, path: Path, dtype: torch.dtype, trained: torch.dtype) -> None:
+        """Strictly load this model's own file: encoder and cache as fp32, what was trained as `trained`, or `dtype`.
+
+        Norms and biases of the language model are `dtype`: its layers take no other outside of autocast.
 
         Raises:
             CheckpointError: a missing or extra key, or a wrong shape.
         """
         own = self.state_dict()
         names = set(without_ties({name: own[name] for name in self.saved_names()}))
-        state = load_state(path, expected={name: tuple(own[name].shape) for name in names})
+        state = load_state(path)
+        if self.config.language_model is None and self.config.quantization is not None:
+            state, names = self._without_quantized_base(state, names)
+        check_shapes(
+            path,
+            {name: tuple(tensor.shape) for name, tensor in state.items()},
+            {name: tuple(own[name].shape) for name in names},
+        )
         # a language model that is saved here may tie its head, and assigning would cut the tie
-        is_assigned = self.config.language_model is not None
+        is_assigned = self.config.language_model is not None or self.config.quantization is not None
         # never language_model.to(dtype): that would round the rotary frequencies, which transformers keeps in fp32
-        self.bridge.to(dtype)
-        self.injection.to(dtype)
+        self.bridge.to(trained)
+        self.injection.to(trained)
+        adapters = {id(parameter) for parameter in self.lora_parameters()}
+        adapted = {name for name, parameter in self.named_parameters() if id(parameter) in adapters}
         for name, tensor in state.items():
             if is_assigned and tensor.is_floating_point():  # else copying converts, without a second model in memory
-                state[name] = tensor.to(torch.float32 if name.startswith(("encoder.", "cache.")) else dtype)
+                is_base = name.startswith("language_model.") and name not in adapted
+                kept = torch.float32 if name.startswith(("encoder.", "cache.")) else dtype if is_base else trained
+                state[name] = tensor.to(kept)
         self.load_state_dict(state, strict=False, assign=is_assigned)
         self.encoder.requires_grad_(False)
         for parameter in self.lora_parameters():
+            parameter.data = parameter.data.to(trained)
             parameter.requires_grad_(False)
+
+    def _without_quantized_base(self, state: dict[str, Tensor], names: set[str]) -> tuple[dict[str, Tensor], set[str]]:
+        """The rest of a file, and of the names it must hold, once its language model has been quantised."""
+        trained = {id(parameter) for parameter in [*self.lora_parameters(), *self.tuned_parameters()]}
+        kept = {name for name, parameter in self.named_parameters() if id(parameter) in trained}
+        names = {name for name in names if name in kept or not name.startswith("language_model.")}
+        return {
+            name: tensor for name, tensor in state.items() if name in names or not name.startswith("language_model.")
+        }, names
 
 
 def _built(part: str, make: Callable[..., Any], settings: Mapping[str, Any]) -> Any:

@@ -1,11 +1,13 @@
 """A language model and its tokenizer, from wherever their weights are."""
 
+import json
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bindlm.checkpoints.gguf import convert_gguf
+from bindlm.checkpoints.quantization import check_package, check_quantization, loading_options
 from bindlm.checkpoints.quiet import quiet_transformers
 from bindlm.checkpoints.source import resolve
 from bindlm.errors import CheckpointError, ConfigError
@@ -21,6 +23,7 @@ def load_language_model(
     dtype: "torch.dtype | str | None" = None,
     device: "torch.device | str | None" = None,
     attn_implementation: str | None = None,
+    quantization: Any = None,
     subfolder: str | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
@@ -33,6 +36,7 @@ def load_language_model(
         dtype: Of the weights, such as ``torch.bfloat16``; None keeps what is stored (fp32 for a converted GGUF).
         device: Where the weights go; None is the CPU.
         attn_implementation: ``"sdpa"``, ``"eager"``, ...; None is transformers' choice.
+        quantization: ``"int8"``, ``"int4"``, or a quantisation config of transformers; None leaves weights as stored.
         subfolder: Folder inside the folder or repository.
         revision: Branch, tag or commit of a hub id.
         local_files_only: Never touch the network.
@@ -43,18 +47,21 @@ def load_language_model(
 
     Raises:
         CheckpointError: the weights cannot be had, are damaged or incomplete, or are no decoder of transformers.
-        ConfigError: ``dtype`` or ``device`` is none that torch has here.
+        ConfigError: ``dtype`` or ``device`` is none that torch has here; or the weights are quantised, or to be, and
+            the package that computes this is not installed.
 
     Example:
         >>> model, tokenizer = load_language_model("HuggingFaceTB/SmolLM2-135M-Instruct")
     """
     dtype, device = _checked_dtype(dtype), _checked_device(device)
     path = _folder(reference, subfolder, revision, local_files_only, progress)
-    model = _load_model(path, dtype, attn_implementation, bars=progress and sys.stderr.isatty())
+    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    options |= _quantizing(path, check_quantization(quantization), dtype, device)
+    model = _load_model(path, dtype, options, bars=progress and sys.stderr.isatty())
     tokenizer = _load_tokenizer(path)
     if model.generation_config is not None and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id  # else every `generate` prints advice
-    if device is not None:
+    if device is not None and "device_map" not in options:
         model = model.to(device)
     return model.eval(), tokenizer
 
@@ -91,11 +98,28 @@ def _folder(
     return path
 
 
-def _load_model(path: Path, dtype: Any, attn_implementation: str | None, *, bars: bool) -> "PreTrainedModel":
+def _quantizing(path: Path, asked: Any, dtype: Any, device: Any) -> dict[str, Any]:
+    """Keywords by which transformers quantises, or reads what is stored quantised; none for a plain model."""
+    try:
+        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # transformers will say what is wrong
+    stored = settings.get("quantization_config") if isinstance(settings, dict) else None
+    if isinstance(stored, dict):
+        check_package(stored)
+        return {"device_map": {"": device if device is not None else "cpu"}}
+    if asked is None:
+        return {}
+    if dtype is None:
+        name = settings.get("dtype") or settings.get("torch_dtype")
+        dtype = _checked_dtype(name) if isinstance(name, str) else None
+    return loading_options(asked, dtype, device)
+
+
+def _load_model(path: Path, dtype: Any, options: dict[str, Any], *, bars: bool) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     # The Auto class costs 0.02 s more than a class named outright; a start is mostly the import of transformers.
-    attention = {"attn_implementation": attn_implementation} if attn_implementation is not None else {}
     try:
         with quiet_transformers(bars=bars):
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -105,12 +129,14 @@ def _load_model(path: Path, dtype: Any, attn_implementation: str | None, *, bars
                 use_safetensors=True,  # never a pickle
                 trust_remote_code=False,  # unset, transformers would ask on the terminal whether to run the code
                 output_loading_info=True,
-                **attention,
+                **options,
             )
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:
-        asked = f", or attn_implementation={attn_implementation!r} does not work here" if attention else ""
+        tried = [f"attn_implementation={options['attn_implementation']!r}"] if "attn_implementation" in options else []
+        tried += ["this quantization"] if "device_map" in options else []
+        asked = f", or {' or '.join(tried)} does not work here" if tried else ""
         raise CheckpointError(
             f"{path} cannot be loaded as a decoder: its safetensors are missing or damaged, this transformers does "
             f"not know its architecture{asked}; get it again, or choose a decoder that transformers supports"

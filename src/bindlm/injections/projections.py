@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from bindlm.errors import ConfigError
 
-__all__ = ["find_attention", "project_key", "project_value"]
+__all__ = ["find_attention", "in_full", "project_key", "project_value"]
 
 _ATTENTION_NAMES = ("self_attn", "attention")
 _FUSED_NAMES = ("query_key_value", "qkv_proj")
@@ -31,6 +31,12 @@ def find_attention(layer: nn.Module) -> Any:
         f"{type(layer).__name__} has no attention that takes prompts: it needs {' or '.join(_ATTENTION_NAMES)} with "
         f"k_proj and v_proj, or {' or '.join(_FUSED_NAMES)}. Use the additive injection for this language model."
     )
+
+
+def in_full(layer: nn.Module) -> Tensor:
+    """A weight of a decoder layer in the dtype it computes in: quantised ones are kept in another."""
+    weights = list(layer.parameters())
+    return next((each for each in weights if each.is_floating_point() and each.element_size() > 1), weights[0])
 
 
 def project_key(attention: Any, tokens: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from bindlm.errors import ConfigError
 from bindlm.injections.attention_interface import AdapterPrompt, release_attention, route_attention
 from bindlm.injections.base import Injection, InjectionHook, check_is_free, find_decoder_layers
-from bindlm.injections.projections import find_attention, num_heads, project_key, project_value
+from bindlm.injections.projections import find_attention, in_full, num_heads, project_key, project_value
 from bindlm.injections.replay import carry_gradients, release_gradients
 
 __all__ = ["GateActivation", "ZeroInitAttention", "ZeroInitAttentionConfig"]
@@ -211,7 +211,7 @@ class ZeroInitAttention(Injection):
             return None
         tensors = []
         for index, layer in enumerate(self._layers):
-            prompt = self.prompt(index, find_attention(layer), condition, next(layer.parameters()))
+            prompt = self.prompt(index, find_attention(layer), condition, in_full(layer))
             assert prompt is not None
             tensors.append(torch.stack([prompt.value] if prompt.key is None else [prompt.key, prompt.value], dim=1))
         made = torch.stack(tensors, dim=1)  # (B, L, 1 or 2, H, N, D_head)

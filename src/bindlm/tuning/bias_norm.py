@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from torch import Tensor, nn
 
+from bindlm.checkpoints.quantization import quantization_of
 from bindlm.errors import ConfigError
 from bindlm.injections import find_decoder_layers
 
@@ -96,12 +97,31 @@ def add_biases(language_model: nn.Module, names: Sequence[str]) -> list[nn.Param
         ConfigError: there is no layer of such a name; nothing is changed then.
     """
     check_bias_names(language_model, names)
+    is_quantized = quantization_of(language_model) is not None
     for linear in _named(language_model, names):
         if _bias(linear) is None:
             weight = linear.weight
             dtype = weight.dtype if weight.is_floating_point() else torch.float32  # quantised weights are whole
             linear.bias = nn.Parameter(torch.zeros(linear.out_features, dtype=dtype, device=weight.device))
+        if is_quantized and not any(hook is _hide_bias for hook in linear._forward_pre_hooks.values()):
+            linear.register_forward_pre_hook(_hide_bias)
+            linear.register_forward_hook(_add_bias, always_call=True)
     return find_biases(language_model, names)
+
+
+def _hide_bias(linear: nn.Module, args: tuple[Any, ...]) -> None:
+    """A quantised layer would round its bias to the dtype of what it is given, for good: a trained one is added after.
+
+    What stands in the instance's own dictionary is found before the parameter of the same name.
+    """
+    linear.__dict__["bias"] = None
+
+
+def _add_bias(linear: nn.Module, args: tuple[Any, ...], output: Tensor | None) -> Tensor | None:
+    linear.__dict__.pop("bias", None)
+    if output is None:  # the layer has failed
+        return None
+    return output + getattr(linear, "bias").to(output.dtype)  # noqa: B009 - a Tensor for all that mypy knows
 
 
 _SWITCHES = {

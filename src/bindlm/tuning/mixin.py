@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bindlm.checkpoints import resolve
+from bindlm.checkpoints.quantization import quantization_of
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.tuning.bias_norm import (
     add_biases,
@@ -141,8 +142,14 @@ class TuningMixin:
         It is not a copy: this bound model has given its language model away and is of no more use.
 
         Raises:
-            ConfigError: the language model's kind cannot have such biases; nothing is changed then.
+            ConfigError: the language model's kind cannot have such biases, or it is quantised; nothing is changed
+                then.
         """
+        if quantization_of(self.language_model) is not None:
+            raise ConfigError(
+                "merge() needs the language model in full, and this one is quantised: load it again with "
+                "quantization=False, merge, and quantise what comes out."
+            )
         biases = (self.config.tuned or {}).get("biases", [])
         check_biases_have_a_switch(self.language_model, biases)
         self.injection.detach()
