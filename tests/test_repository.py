@@ -29,7 +29,8 @@ ROWS = [
     {"media"},
     {"encoders", "space", "bridges", "injections"},
     {"tuning"},
-    {"asking", "bound_encoder", "configuration", "embedding", "folder", "loading", "modeling", "processing"},
+    {"asking", "attaching", "bound_encoder", "configuration", "embedding", "folder"}
+    | {"loading", "modeling", "processing"},
     {"training"},
     {"caching"},
     {"binding"},

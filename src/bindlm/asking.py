@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bindlm.errors import ConfigError
+from bindlm.space import CacheNeighbour, VisualCacheBase
 from bindlm.space.mix import TURNS, MixForm, mix_embeddings, share_weights, take_turns
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class Answer:
     model: str = ""
     """Name of the model."""
     joint_neighbours: list[dict[str, Any]] | None = None
-    """Where there is a visual cache: its nearest entries, as `{"entry", "similarity"}`, turn by turn."""
+    """Where a visual cache was consulted: the entries drawn on, turn by turn, nearest first: `{"entry", "similarity",
+    "weight"}`, and `"id"`, `"caption"` and `"source"` where there are any. A turn that was not pulled adds none."""
 
 
 class _Timeline:
@@ -164,6 +166,7 @@ class AskMixin:
         temperature: float | None = None,
         top_p: float | None = None,
         stream: Callable[[str], None] | None = None,
+        cache: bool | None = None,
         allow_url: bool = False,
         **media: Media,
     ) -> Answer:
@@ -188,6 +191,8 @@ class AskMixin:
             temperature: above 0; 0 takes the likeliest token each time. None for the checkpoint's own, or 1.
             top_p: nucleus for sampling; None for the checkpoint's own, or 0.75 as ImageBind-LLM was released with.
             stream: called with each piece of text as it is made.
+            cache: False leaves the visual cache out; True demands one; None uses it where there is one. What it pulls
+                is for its settings to say (`modalities`): a mixture, if one of its senses is among them.
             allow_url: whether a medium may be an http(s) address.
             **media: of the encoder's other senses by name, each one medium or a list.
 
@@ -200,12 +205,14 @@ class AskMixin:
         generating = self._generating(max_new_tokens, do_sample, temperature, top_p)
         if mix not in (TURNS, *MixForm):
             raise ConfigError(f"mix must be one of {', '.join((TURNS, *MixForm))}, got {mix!r}.")
+        consulted = self._consulted(cache)
         processor = self._needed_processor()
         seconds = {"media": 0.0, "encode": 0.0}
         sources = {name: _as_list(given) for name, given in {"image": image, **media}.items()}
         sources = {name: listed for name, listed in sources.items() if listed}
         shares = _media_weights(weights, {name: len(listed) for name, listed in sources.items()})
         turns: list[list[tuple[Tensor, float]]] = []
+        pulling: list[VisualCacheBase | None] = []
         if sources:
             start = time.perf_counter()
             values = {name: self._read(name, listed, allow_url) for name, listed in sources.items()}
@@ -213,7 +220,9 @@ class AskMixin:
             start = time.perf_counter()
             joint = torch.cat(list(self.encode_media(**values).values()))  # type: ignore[attr-defined]
             weighted = list(zip(joint.split(1), shares, strict=True))
-            turns = self._turns(weighted) if mix == TURNS else [weighted]
+            turns = self._turns(weighted, consulted) if mix == TURNS else [weighted]
+            senses = [name for name, listed in sources.items() for _ in listed]
+            pulling = _pulling(consulted, weighted, senses, turns)
             seconds["encode"] = time.perf_counter() - start
         messages = [*(history or []), {"role": "user", "content": question}]
         inputs = processor.tokenize_chat(messages, is_conditioned=bool(sources))
@@ -226,12 +235,13 @@ class AskMixin:
         prompt_tokens, answer_tokens, told = inputs["input_ids"].shape[1], 0, list[str]()
         start = time.perf_counter()
         planned: list[list[tuple[Tensor, float]] | None] = [*turns] or [None]
-        for turn in planned:
+        for turn, puller in zip(planned, pulling or [None], strict=True):
             timeline.next_turn(told)
             with torch.inference_mode():
                 output = self.generate(  # type: ignore[attr-defined]
                     **inputs.to(self.device),  # type: ignore[attr-defined]
                     joint_embedding=mix_embeddings(turn, form=form) if turn and form is MixForm.PAPER else turn,
+                    use_cache_entries=puller is not None,
                     streamer=timeline,
                     pad_token_id=tokenizer.pad_token_id,
                     **generating,
@@ -248,7 +258,7 @@ class AskMixin:
             answer_tokens=answer_tokens,
             seconds=seconds,
             model=self.name,
-            joint_neighbours=self._neighbours(turns, form),
+            joint_neighbours=_neighbours(pulling, turns, form) if turns and consulted is not None else None,
         )
 
     def _generating(
@@ -270,9 +280,17 @@ class AskMixin:
         drawn = {"temperature": temperature or own.temperature or 1.0, "top_p": top_p or own.top_p or 0.75}
         return {**length, "do_sample": True, **drawn}
 
-    def _turns(self, weighted: list[tuple[Tensor, float]]) -> list[list[tuple[Tensor, float]]]:
+    def _consulted(self, cache: bool | None) -> VisualCacheBase | None:
+        """The visual cache, unless it is to be left out or there is none."""
+        own: VisualCacheBase | None = getattr(self, "cache", None)
+        if cache and own is None:
+            raise ConfigError("This model has no visual cache; give it one with model.attach_cache(folder).")
+        return None if cache is False else own
+
+    def _turns(
+        self, weighted: list[tuple[Tensor, float]], cache: VisualCacheBase | None
+    ) -> list[list[tuple[Tensor, float]]]:
         """The mixtures that are told one after the other, compared as the visual cache sees their inputs."""
-        cache = getattr(self, "cache", None)
         if len(weighted) == 1:
             return [weighted]
         with torch.inference_mode():
@@ -319,17 +337,38 @@ class AskMixin:
             return processor(processor.load(sources, allow_url=allow_url))["pixel_values"]
         return torch.stack([encoder.preprocess(modality, source, allow_url=allow_url) for source in sources])
 
-    def _neighbours(self, turns: list[list[tuple[Tensor, float]]], form: MixForm) -> list[dict[str, Any]] | None:
-        """The cache entries an answer drew on."""
-        cache = getattr(self, "cache", None)
-        if not turns or cache is None:
-            return None
-        found = [cache.search(mix_embeddings(turn, form=form)) for turn in turns]
-        return [
-            {"entry": entry, "similarity": round(value, 4)}
-            for similarity, entries in found
-            for value, entry in zip(similarity[0].tolist(), entries[0].tolist(), strict=True)
-        ]
+
+def _pulling(
+    cache: VisualCacheBase | None,
+    weighted: Sequence[tuple[Tensor, float]],
+    senses: Sequence[str],
+    turns: Sequence[Sequence[tuple[Tensor, float]]],
+) -> list[VisualCacheBase | None]:
+    """For each turn the cache, or None where it leaves the senses of that turn as they are."""
+    sense_of = {id(embedding): sense for (embedding, _), sense in zip(weighted, senses, strict=True)}
+    told = [{sense_of[id(embedding)] for embedding, _ in turn} for turn in turns]
+    return [cache if cache is not None and cache.pulls(each) else None for each in told]
+
+
+def _neighbours(
+    pulling: Sequence[VisualCacheBase | None], turns: Sequence[Sequence[tuple[Tensor, float]]], form: MixForm
+) -> list[dict[str, Any]]:
+    """The cache entries an answer drew on."""
+    return [
+        _described(neighbour)
+        for cache, turn in zip(pulling, turns, strict=True)
+        if cache is not None
+        for neighbour in cache.explain(mix_embeddings(turn, form=form))[0]
+    ]
+
+
+def _described(neighbour: CacheNeighbour) -> dict[str, Any]:
+    numbers = {"similarity": round(neighbour.similarity, 4), "weight": round(neighbour.weight, 4)}
+    named = {"id": neighbour.id, "caption": neighbour.caption, "source": neighbour.source}
+    is_named = neighbour.id != str(neighbour.entry)
+    return {"entry": neighbour.entry, **numbers} | {
+        name: value for name, value in named.items() if value is not None and (is_named or name != "id")
+    }
 
 
 def told_in_turn(turns: Sequence[str]) -> str:

@@ -77,7 +77,7 @@ def test_json_is_one_object_with_everything_that_was_measured(bindlm_command, mo
     assert run.code == 0
     assert run.out.count("\n") == 1
     report = json.loads(run.out)
-    assert set(report) == {"answer", "tokens", "seconds", "model", "bindlm"}
+    assert set(report) == {"answer", "tokens", "seconds", "neighbours", "model", "bindlm"}
     assert report["answer"] == "This is a red square."
     assert report["tokens"] == {"prompt": 11, "answer": 7}
     assert report["model"] == "fake"

@@ -63,7 +63,7 @@ def run(options: Namespace) -> int:
     others = open_standard_input({sense: sources for sense, sources in given.items() if sense != "image"})
     check_before_loading(others, allow_url=options.allow_url, skip_bad=False)
     read = time.perf_counter()
-    model = load_model(options.model)
+    model = load_model(options.model, options.cache)
     check_senses(model, tuple(others), options.model)
     set_seed(options.seed)
     loaded = time.perf_counter()
@@ -100,6 +100,7 @@ def report(answer: Any, before: dict[str, float], total: float) -> dict[str, Any
         "answer": answer.text,
         "tokens": {"prompt": answer.prompt_tokens, "answer": answer.answer_tokens},
         "seconds": {phase: round(spent, 4) for phase, spent in {**seconds, "total": total}.items()},
+        "neighbours": answer.joint_neighbours,
         "model": answer.model,
         "bindlm": __version__,
     }

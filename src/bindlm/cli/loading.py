@@ -25,15 +25,23 @@ WEIGHTS = {
 """Sense -> how it is called in advice, and which published encoders have it."""
 
 
-def load_model(reference: str | None) -> Any:
-    """`bindlm.load` for a command line: says that it loads where somebody watches, and keeps the libraries quiet."""
+def load_model(reference: str | None, cache: str | bool | None = None) -> Any:
+    """`bindlm.load` for a command line: says that it loads where somebody watches, and keeps the libraries quiet.
+
+    Args:
+        cache: What `--cache` gave; a bad folder is told before the model is loaded.
+    """
     quiet_libraries()
+    if isinstance(cache, str):
+        from bindlm.space import read_record
+
+        read_record(cache)
     if sys.stderr.isatty():
         say(f"loading {reference or 'the mini'}")
     import bindlm
 
     with telling_licences():
-        return bindlm.load(reference)
+        return bindlm.load(reference) if cache is None else bindlm.load(reference, cache=cache)
 
 
 @contextmanager

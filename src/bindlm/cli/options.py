@@ -36,9 +36,23 @@ def add_answer_options(parser: ArgumentParser) -> None:
         action="store_true",
         help="draw each token as the checkpoint was released to: with its own temperature, unless one is given",
     )
+    add_cache_options(parser)
     parser.add_argument("--seed", type=seed_number, metavar="N", help="makes drawn answers repeatable")
     add_model_option(parser)
     add_url_option(parser)
+
+
+def add_cache_options(parser: ArgumentParser) -> None:
+    """Which visual cache is consulted, as `options.cache`: a folder, False for none, None for the model's own."""
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--cache",
+        metavar="FOLDER",
+        help="a visual cache to consult in place of the model's own (made by bindlm cache build)",
+    )
+    choice.add_argument(
+        "--no-cache", dest="cache", action="store_const", const=False, help="consult no visual cache, not even its own"
+    )
 
 
 def answer_settings(options: Namespace) -> dict[str, Any]:

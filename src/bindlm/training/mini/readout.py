@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from bindlm.bridges import BindNetwork
-from bindlm.space import VisualCache
+from bindlm.space import VisualCacheBase
 from bindlm.training.mini.entries import CacheEntry
 
 
@@ -27,7 +27,7 @@ class Readout(nn.Module):
     """
 
     def __init__(
-        self, bridge: BindNetwork, cache: VisualCache | None, final_norm: Tensor, head: Tensor, targets: Tensor
+        self, bridge: BindNetwork, cache: VisualCacheBase | None, final_norm: Tensor, head: Tensor, targets: Tensor
     ) -> None:
         super().__init__()
         self.bridge = bridge
