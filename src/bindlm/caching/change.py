@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bindlm.caching import journal as journals
-from bindlm.caching.build import Budget, check_fits, finish, finished, keep_whole_files, make_index
+from bindlm.caching.build import check_fits, finish, finished, keep_whole_files
+from bindlm.caching.indexing import Budget, make_index
 from bindlm.caching.journal import Journal, Plan
 from bindlm.caching.lists import IndexLists, empty_bytes, open_index, write_flat, write_lists
 from bindlm.caching.shards import Ids, ValueFiles, id_batches, removed_rows

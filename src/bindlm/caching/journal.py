@@ -1,4 +1,4 @@
-"""What a build has done so far, so that a killed one goes on: `.build/journal.json` beside the files that it makes.
+"""What a build has done so far, so that a killed one goes on: `.bindlm-build/journal.json` beside what it makes.
 
 A file counts from the moment that the journal names it. The cache itself changes in one step, when its `config.json`
 is replaced; the journal goes after that.
@@ -22,7 +22,7 @@ from bindlm.checkpoints.state import write_text_atomic
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.space.cache_format import CONFIG, CacheFile, CacheIndexFile, CacheRecord, read_record, unnamed_files
 
-WORK = ".build"
+WORK = ".bindlm-build"
 """Folder of what is needed only while a cache is built or changed."""
 JOURNAL = "journal.json"
 _PARTS = ("values", "entries")
@@ -112,6 +112,11 @@ def record_digest(folder: Path) -> str:
         return hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()
     except OSError:
         return ""
+
+
+def work_folder(folder: str | os.PathLike[str]) -> Path:
+    """Where a cache's folder keeps what is needed only while it is built; gone once the cache is whole."""
+    return Path(folder) / WORK
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class StoreSource:
     A picture that several keys have is one row, called by the first of them. Of several views the mean counts, as
     Tip-Adapter (arXiv 2111.03930) makes its keys of augmented pictures.
 
-    Memory: 24 bytes a picture for the order of the keys, whatever D_joint.
+    Memory: 16 bytes a picture for the order of the keys, and as much again while they are sorted.
 
     Args:
         path: folder of the store.
@@ -48,6 +49,7 @@ class StoreSource:
 
     def __init__(self, path: str | os.PathLike[str], *, named: Callable[[str], NamedRow] = name_by_key) -> None:
         from bindlm.training.features import FeatureStore
+        from bindlm.training.features.keys import KeyTable
         from bindlm.training.features.record import read_record
 
         self.path = Path(path)
@@ -58,16 +60,33 @@ class StoreSource:
         self._record, self._named = record, named
         self.name, self.dim = str(self.path), store.dim
         self.fingerprint, self.encoder = store.fingerprint, store.encoder
-        starts = np.cumsum([0, *(shard.rows for shard in record.shards)])
-        self._shards = [(shard, int(starts[number])) for number, shard in enumerate(record.shards)
-                        if shard.modality == SENSE and shard.rows]  # fmt: skip
-        self.num_rows = sum(shard.rows for shard, _ in self._shards)
+        self._starts = np.cumsum([0, *(shard.rows for shard in record.shards)])
+        self._keys = KeyTable([(self.path / keys.file, keys.rows) for keys in record.keys])
+        self._rows, self._positions = self._pictures()
+        self.num_rows = len(self._rows)
         if not self.num_rows:
             held = ", ".join(store.modalities) or "nothing"
-            raise ConfigError(
-                f"the feature store {path} holds {held} and no pictures; a visual cache is made of these"
-            )
-        self._keys: tuple[Any, NDArray[np.int64], NDArray[np.int64]] | None = None
+            raise ConfigError(f"the feature store {path} holds {held} and no pictures; a cache is made of these")
+
+    def _pictures(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows of pictures that some key has, `(R,)` rising, and the place of the first key of each, `(R,)`.
+
+        A row that none has is a picture whose file was replaced since; its embedding stays in the store.
+        """
+        from bindlm.checkpoints import load_state
+
+        assert self._record.index is not None
+        state = load_state(self.path / self._record.index.file)
+        rows, positions = state["row"].numpy(), state["position"].numpy()
+        order = np.lexsort((positions, rows))
+        rows, positions = rows[order], positions[order]
+        is_kept = np.ones(len(rows), dtype=bool)
+        is_kept[1:] = rows[1:] != rows[:-1]
+        for number, shard in enumerate(self._record.shards):
+            if shard.modality != SENSE:
+                begin, end = np.searchsorted(rows, self._starts[number : number + 2])
+                is_kept[begin:end] = False
+        return rows[is_kept], positions[is_kept]
 
     def digest(self) -> str:
         """Of the encoder, the media and their keys."""
@@ -76,47 +95,30 @@ class StoreSource:
         content = [self.fingerprint, self._record.views, files, index.file if index else None]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
+    def keys(self) -> Iterator[str]:
+        """All keys of the store, of media of any sense."""
+        return (self._keys.entry(position).key for position in range(len(self._keys)))
+
     def chunks(self, start: int = 0) -> Iterator[Chunk]:
         """See `CacheSource.chunks`."""
         from bindlm.training.features.shards import read_shard
 
-        for shard, first in self._shards:
-            if start < shard.rows:
-                embedding = read_shard(self.path, self._record, shard).embedding  # (N, V, D), mapped
-                for begin in range(start, shard.rows, CHUNK_ROWS):
-                    views = embedding[begin : begin + CHUNK_ROWS].astype(np.float32)  # (n, V, D)
-                    vectors = unit_rows(views.mean(axis=1), str(self.path / shard.file), begin)
-                    yield self._chunk(vectors, first + begin)
-            start = max(0, start - shard.rows)
+        while start < self.num_rows:
+            number = int(np.searchsorted(self._starts, self._rows[start], side="right")) - 1
+            shard, first = self._record.shards[number], int(self._starts[number])
+            end = int(np.searchsorted(self._rows, first + shard.rows))
+            embedding = read_shard(self.path, self._record, shard).embedding  # (N, V, D), mapped
+            for begin in range(start, end, CHUNK_ROWS):
+                places = slice(begin, min(begin + CHUNK_ROWS, end))
+                views = embedding[self._rows[places] - first].astype(np.float32)  # (n, V, D)
+                vectors = unit_rows(views.mean(axis=1), str(self.path / shard.file), begin)
+                yield self._chunk(vectors, self._positions[places])
+            start = end
 
-    def _chunk(self, vectors: NDArray[np.float32], first: int) -> Chunk:
-        """Vectors with their names; ``first`` counts through all shards."""
-        table, rows, positions = self._key_order()
-        begin, end = np.searchsorted(rows, [first, first + len(vectors)])
-        # A row without a key is one whose file was replaced since; its content stays in the store.
-        keys = {int(rows[place]): table.entry(int(positions[place])).key for place in range(begin, end)}
-        missing = f"{self.path.name}:"
-        named = [self._named(keys.get(first + row, f"{missing}{first + row}")) for row in range(len(vectors))]
+    def _chunk(self, vectors: NDArray[np.float32], positions: NDArray[np.int64]) -> Chunk:
+        named = [self._named(self._keys.entry(position).key) for position in positions.tolist()]
         ids, captions, sources = zip(*named, strict=True)
         return Chunk(vectors, list(ids), list(captions), list(sources))
-
-    def _key_order(self) -> tuple[Any, NDArray[np.int64], NDArray[np.int64]]:
-        """The keys, and of each row that has some the place of the first: `(R,)` rows, rising, and `(R,)` places."""
-        if self._keys is None:
-            from bindlm.checkpoints import load_state
-            from bindlm.training.features.keys import KeyTable
-
-            index = self._record.index
-            assert index is not None
-            state = load_state(self.path / index.file)
-            rows, positions = state["row"].numpy(), state["position"].numpy()
-            order = np.lexsort((positions, rows))
-            rows, positions = rows[order], positions[order]
-            is_first = np.ones(len(rows), dtype=bool)
-            is_first[1:] = rows[1:] != rows[:-1]
-            table = KeyTable([(self.path / keys.file, keys.rows) for keys in self._record.keys])
-            self._keys = table, rows[is_first], positions[is_first]
-        return self._keys
 
 
 class PictureFolder:
@@ -128,14 +130,14 @@ class PictureFolder:
         self.name = PICTURES
         self.folder = folder
         files, self.unlisted = find_files(folder, (SENSE,), follow_links=follow_links)
-        self._names = [file.key for file in files]
+        self.names = [file.key for file in files]
         if not files:
             raise ConfigError(f"{folder} holds no pictures; name another folder")
 
     @property
     def rows(self) -> "_Rows":
         """The pictures by their paths under the folder."""
-        return _Rows(self._names)
+        return _Rows(self.names)
 
     def read_media(self, media: str) -> Path:
         """The file of a picture."""
@@ -157,7 +159,7 @@ class _Rows:
 
 def embed_pictures(
     folder: str | os.PathLike[str],
-    store: str | os.PathLike[str],
+    work: str | os.PathLike[str],
     embedder: Any,
     *,
     batch_size: int = 8,
@@ -171,7 +173,8 @@ def embed_pictures(
 
     Args:
         folder: of pictures.
-        store: folder for the embeddings.
+        work: folder for the embeddings, such as `work_folder(cache)`, where `build_cache` removes them once it is
+            done.
         embedder: a `bindlm.embedding.Embedder`.
         batch_size: pictures encoded at once.
         follow_links: whether links to folders are followed.
@@ -189,15 +192,22 @@ def embed_pictures(
         raise ConfigError(f"{embedder.name} takes no pictures, but {', '.join(embedder.modalities)}")
     root = Path(os.path.abspath(folder))
     pictures = PictureFolder(root, follow_links)
-    config = FeaturesConfig(os.fspath(store), batch_size=batch_size, shard_size=_PICTURES_A_FILE)
-    report = extract_features([pictures], embedder, config, progress=progress)
-    if not len(report.store):
-        raise ConfigError(f"none of the pictures in {folder} can be used; the first: {report.unreadable[0][1]}")
+    # Of a folder and an encoder of its own, so that nothing of another is taken for its pictures.
+    name = hashlib.sha256(os.fsencode(root) + embedder.fingerprint.encode()).hexdigest()[:16]
+    store = Path(work) / name
 
     def named(key: str) -> NamedRow:
         media = key.removeprefix(f"{PICTURES}/")
         return media, caption_beside(root / media), str(root / media)
 
+    for _ in range(2):
+        config = FeaturesConfig(os.fspath(store), batch_size=batch_size, shard_size=_PICTURES_A_FILE)
+        report = extract_features([pictures], embedder, config, progress=progress)
+        if not len(report.store):
+            raise ConfigError(f"none of the pictures in {folder} can be used; the first: {report.unreadable[0][1]}")
+        if not _has_others(StoreSource(store), pictures):
+            break
+        shutil.rmtree(store)  # pictures have gone since it was begun, and a store forgets none
     source = StoreSource(store, named=named)
     source.name = str(folder)
     left_out = [f"left out: {key.removeprefix(f'{PICTURES}/')}: {reason}" for key, reason in report.unreadable]
@@ -206,6 +216,12 @@ def embed_pictures(
         left_out.append(f"{alike} of the pictures have the content of another; each content is one entry")
     source.notes = [*left_out, *(f"left out: the folder {key} cannot be looked into" for key in pictures.unlisted)]
     return source
+
+
+def _has_others(source: StoreSource, pictures: PictureFolder) -> bool:
+    """Whether a store holds pictures that a folder no longer has."""
+    held = {f"{PICTURES}/{name}" for name in pictures.names}
+    return any(key not in held for key in source.keys())
 
 
 def caption_beside(picture: Path) -> str | None:
