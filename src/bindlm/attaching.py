@@ -11,6 +11,7 @@ from torch import Tensor
 from bindlm.configuration import BindLMConfig
 from bindlm.embedding import Embedder
 from bindlm.encoders import JointEncoder
+from bindlm.encoders.licences import tell_licence
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.space import CacheEntry, StoredVisualCache, VisualCache, VisualCacheBase, VisualCacheConfig
 
@@ -90,6 +91,8 @@ class CacheMixin:
         elif fingerprint not in (None, cache.record.fingerprint):
             cache = StoredVisualCache.open(cache.path, fingerprint=fingerprint)  # raises, with the cure
         self._check_width(cache)
+        if cache.record.notice is not None:
+            tell_licence(f"the visual cache {cache.path}", cache.record.notice)
         self.cache = cache
         changed = {name: value for name, value in _settings(cache).items() if value != _own(cache)[name]}
         self.config.cache = {FOLDER: str(cache.path), **changed}

@@ -59,6 +59,8 @@ class Loads:
     """Which checkpoints were asked for."""
 
     references: list[Any] = field(default_factory=list)
+    caches: list[Any] = field(default_factory=list)
+    """Which visual caches they were loaded with, where one was chosen."""
 
 
 @pytest.fixture
@@ -71,8 +73,9 @@ def model(monkeypatch: pytest.MonkeyPatch, loads: Loads) -> FakeModel:
     """The model that `bindlm.load` gives in this test."""
     fake = FakeModel()
 
-    def load(reference: Any = None) -> FakeModel:
+    def load(reference: Any = None, **options: Any) -> FakeModel:
         loads.references.append(reference)
+        loads.caches += options.values()
         return fake
 
     # Not setattr: that would first ask for the real one and import torch.

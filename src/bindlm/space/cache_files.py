@@ -1,5 +1,6 @@
 """The open files of a visual cache on disk: vectors, names and index, each checked against the record."""
 
+import mmap
 import os
 import threading
 from bisect import bisect_right
@@ -77,8 +78,6 @@ class CacheValues:
 
 
 def _values(folder: Path, file: CacheFile, dim: int, *, memory_map: bool) -> "np.ndarray":
-    import mmap
-
     import numpy as np
 
     with open_checked(folder, file) as stream:
@@ -108,7 +107,8 @@ def _values(folder: Path, file: CacheFile, dim: int, *, memory_map: bool) -> "np
 class CacheNames:
     """Ids, captions and sources, of which only the rows that are asked for are read.
 
-    Its files are open from the start: a writer may remove them meanwhile.
+    Its files are mapped from the start: a writer may remove them meanwhile, and a forked process may read them too,
+    which with open files would move each other's place.
 
     Raises:
         CheckpointError: a file is missing, of another size, or no Parquet.
@@ -125,7 +125,7 @@ class CacheNames:
         self._folder = folder
         self._files = record.entries
         self._starts = list(accumulate((file.rows for file in record.entries), initial=0))
-        self._streams = [_parquet(folder, file) for file in record.entries]
+        self._mapped = [_mapped_parquet(folder, file) for file in record.entries]
         self._tables: dict[int, Any] = {}
         self._lock = threading.Lock()
 
@@ -158,7 +158,7 @@ class CacheNames:
 
             file = self._files[shard]
             try:
-                table = pq.ParquetFile(self._streams[shard])
+                table = pq.ParquetFile(pa.BufferReader(pa.py_buffer(self._mapped[shard])))
                 fits = table.metadata.num_rows == file.rows and {"id", "caption", "source"} <= set(
                     table.schema_arrow.names
                 )
@@ -175,14 +175,13 @@ def _entry(named: dict[str, Any], row: int) -> CacheEntry:
     return CacheEntry(str(row) if name is None else name, named["caption"], named["source"])
 
 
-def _parquet(folder: Path, file: CacheFile) -> BinaryIO:
-    stream = open_checked(folder, file)
-    head = stream.read(len(_PARQUET_MAGIC))
-    stream.seek(-len(_PARQUET_MAGIC), os.SEEK_END)
-    if head != _PARQUET_MAGIC or stream.read() != _PARQUET_MAGIC:
-        stream.close()
+def _mapped_parquet(folder: Path, file: CacheFile) -> mmap.mmap:
+    size = len(_PARQUET_MAGIC)
+    with open_checked(folder, file) as stream:
+        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    if len(mapped) < 2 * size or mapped[:size] != _PARQUET_MAGIC or mapped[-size:] != _PARQUET_MAGIC:
         raise damaged(folder, f"{file.file} is no Parquet file")
-    return stream
+    return mapped
 
 
 class CacheIndex:
