@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bindlm.caching.chunks import CHUNK_ROWS
 from bindlm.errors import ConfigError
 
 SEED = 20
-_ENCODER_BYTES = 128 << 20
-"""Of fp32 vectors that a scalar or product quantiser is trained on; k-means takes the whole sample."""
+_FP32_BYTES = 128 << 20
+"""Of vectors that a transform or the codes' quantiser is trained on; k-means takes the whole sample, as fp16."""
 
 
 def sample_rows(num_rows: int, size: int) -> NDArray[np.int64]:
@@ -52,22 +53,52 @@ def train_index(key: str, dim: int, sample: NDArray[np.float16]) -> Any:
     import faiss
 
     try:
-        index = faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT)
+        index: Any = faiss.downcast_index(faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT))
     except RuntimeError:
         raise ConfigError(f"FAISS makes no index of {key!r} for vectors of {dim} numbers") from None
-    inner = faiss.extract_index_ivf(index)
+    inner: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
     if len(sample) < inner.nlist:
         raise ConfigError(f"{key} has {inner.nlist} lists, and only {len(sample)} vectors are there to find them with")
+    if isinstance(index, faiss.IndexPreTransform):  # a rotation or a PCA in front, which is learned too
+        for number in range(index.chain.size()):
+            sample = _train_transform(faiss.downcast_VectorTransform(index.chain.at(number)), sample)
+        index.is_trained = True
+    _find_centroids(inner, sample)
+    inner.train(_some(sample))  # what is left: the codes' quantiser
+    return index
+
+
+def _train_transform(transform: Any, sample: NDArray[np.float16]) -> NDArray[np.float16]:
+    """Train what stands in front of the lists, and give the sample as the next one sees it.
+
+    The mean that FAISS's PCA subtracts is left in: without it a row's product with a query would be off by a number of
+    the row's own.
+    """
+    import faiss
+
+    transform.train(_some(sample))
+    if isinstance(transform, faiss.PCAMatrix):
+        faiss.copy_array_to_vector(np.zeros(transform.d_out, dtype=np.float32), transform.b)
+    changed = np.empty((len(sample), transform.d_out), dtype=np.float16)  # (n, D_out)
+    for start in range(0, len(sample), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        changed[rows] = transform.apply(sample[rows].astype(np.float32))
+    return changed
+
+
+def _find_centroids(inner: Any, sample: NDArray[np.float16]) -> None:
+    """k-means, which FAISS decodes a block at a time from fp16."""
+    import faiss
+
     inner.cp.min_points_per_centroid = 1  # or FAISS prints its advice over ours
-    num_encoder = max(_ENCODER_BYTES // (4 * dim), 1)
-    if not isinstance(faiss.downcast_index(index), faiss.IndexIVF):  # a rotation in front, which is learned too
-        index.train(sample.astype(np.float32))
-        return index
-    clustering = faiss.Clustering(dim, inner.nlist, inner.cp)
-    codec = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-    clustering.train_encoded(sample.view(np.uint8).reshape(len(sample), -1), codec, faiss.IndexFlatIP(dim))
-    centroids = faiss.vector_to_array(clustering.centroids).reshape(inner.nlist, dim)
+    clustering = faiss.Clustering(inner.d, inner.nlist, inner.cp)
+    codec = faiss.IndexScalarQuantizer(inner.d, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    clustering.train_encoded(sample.view(np.uint8).reshape(len(sample), -1), codec, faiss.IndexFlatIP(inner.d))
+    centroids = faiss.vector_to_array(clustering.centroids).reshape(inner.nlist, inner.d)
     inner.quantizer.train(centroids)
     inner.quantizer.add(centroids)
-    index.train(sample[sample_rows(len(sample), num_encoder)].astype(np.float32))
-    return index
+
+
+def _some(sample: NDArray[np.float16]) -> NDArray[np.float32]:
+    """As much of a sample as fp32 has room for."""
+    return sample[sample_rows(len(sample), max(_FP32_BYTES // (4 * sample.shape[1]), 1))].astype(np.float32)

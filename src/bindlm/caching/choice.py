@@ -1,0 +1,115 @@
+"""Which FAISS index a cache gets, by its size and by what a query may cost. The constants are measured: docs/cache.md.
+
+Whatever the index, the cache takes cosines and values from the exact vectors beside it. So the index only has to name
+candidates among which the nearest are, and small codes do that as well as large ones: 256 principal components of a
+byte each, in inverted lists. A small cache is searched exactly.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from bindlm.errors import ConfigError
+
+TOP_K = 10
+"""Neighbours wanted, for which oversampling was measured."""
+OVERSAMPLING = 24
+"""Candidates for each neighbour: of 248, none that counts is missing."""
+COMPONENTS = 256
+"""Principal components that are coded, a byte each; narrower vectors are coded as they are."""
+POINTS_A_LIST = 30
+"""Vectors that k-means sees for each list; more find no better lists."""
+_SHARE = 0.7
+"""Of the time allowed that is planned for; the rest is for a slower moment."""
+_COMPARED_S = 1 / 12e9
+"""One thread compares a byte of fp32 with a query: rows of a flat index, centres of lists."""
+_SCANNED_S = 1e-10
+"""It compares one component of a code."""
+_CANDIDATE_S = 2.5e-6
+"""It reads one exact vector from a file that is in the system's cache, and compares it."""
+_FIXED_S = 0.2e-3
+"""Python, PyTorch and FAISS around all that."""
+_UNEVEN = 1.9
+"""How much longer than the average are the lists that a query is near to."""
+_MOST_FLAT_CENTRES = 16384
+"""Beyond, centres are found by a graph (HNSW)."""
+
+
+@dataclass(frozen=True)
+class IndexChoice:
+    """A FAISS index, and how it is searched."""
+
+    key: str
+    """For FAISS's index_factory."""
+    search: dict[str, int] = field(default_factory=dict)
+    """Settings of a search, such as `{"nprobe": 64}`."""
+    oversampling: int = 1
+    """Candidates for each neighbour wanted."""
+    resident_bytes: int = 0
+    """What it takes when all of it is in memory; the exact vectors beside it stay on disk."""
+    num_training: int = 0
+    """Vectors that it is trained on."""
+    reason: str = ""
+    """Why this one, for people."""
+
+
+def choose_index(num_entries: int, dim: int, *, max_memory_bytes: int, max_latency_ms: float) -> IndexChoice:
+    """The index for a cache: exact search while that is fast enough, else inverted lists of short codes.
+
+    With lists, as many are looked into as the time allows: recall gives way where the budget is small.
+
+    Args:
+        num_entries: rows.
+        dim: D_joint.
+        max_memory_bytes: for the index, when it is served. A larger one is still served from its file, and slower.
+        max_latency_ms: of one query on one thread, once what it reads is in memory.
+
+    Raises:
+        ConfigError: sizes that are not positive, or a time that no index keeps.
+    """
+    if num_entries < 1 or dim < 1 or max_memory_bytes < 1 or not max_latency_ms > 0:
+        raise ConfigError(
+            f"An index needs entries, a width, memory and time, got {num_entries}, {dim}, {max_memory_bytes} bytes "
+            f"and {max_latency_ms} ms."
+        )
+    flat_bytes, flat_s = num_entries * (4 * dim + 8), _FIXED_S + 4 * num_entries * dim * _COMPARED_S
+    is_fast = flat_s <= max_latency_ms / 1e3 and flat_bytes <= max_memory_bytes
+    if is_fast or num_entries < 1_000:
+        reason = f"exact search takes about {1e3 * flat_s:.1f} ms a query and {_size(flat_bytes)}"
+        return IndexChoice("IDMap2,Flat", {}, 1, flat_bytes, 0, reason)
+    return _in_lists(num_entries, dim, max_memory_bytes, max_latency_ms)
+
+
+def _in_lists(num_entries: int, dim: int, max_memory_bytes: int, max_latency_ms: float) -> IndexChoice:
+    components, num_lists = min(COMPONENTS, dim), 2 ** round(math.log2(4 * math.sqrt(num_entries)))
+    is_graph = num_lists > _MOST_FLAT_CENTRES
+    key = f"IVF{num_lists}{'_HNSW32' if is_graph else ''},SQ8"
+    if components < dim:
+        key = f"PCA{components},{key}"
+    # a graph looks at a few thousand centres, whatever their number
+    centres_s = 4 * min(num_lists, _MOST_FLAT_CENTRES // 2) * components * _COMPARED_S
+    list_s = _UNEVEN * num_entries / num_lists * components * _SCANNED_S
+    left_s = _SHARE * max_latency_ms / 1e3 - _FIXED_S - centres_s - (TOP_K * OVERSAMPLING + 8) * _CANDIDATE_S
+    if left_s < list_s:
+        least = (max_latency_ms / 1e3 + (list_s - left_s) / _SHARE) * 1e3
+        raise ConfigError(
+            f"No index of {num_entries:,} entries of {dim} numbers answers in {max_latency_ms} ms on one thread; "
+            f"allow at least {least + 0.05:.1f} ms."
+        )
+    probes = min(int(left_s / list_s), num_lists)
+    search = {"nprobe": probes, **({"quantizer_efSearch": 2 * probes} if is_graph else {})}
+    resident = num_entries * (components + 8) + 4 * components * (num_lists + dim)
+    reason = (
+        f"codes of {components} bytes in {num_lists:,} lists, of which {probes:,} are looked into: about "
+        f"{_UNEVEN * probes / num_lists * num_entries:,.0f} codes a query, in {_size(resident)}"
+    )
+    if resident > max_memory_bytes:
+        reason += (
+            f", more than the {_size(max_memory_bytes)} allowed: lists stay on disk where they do not fit, and "
+            f"a query reads up to {_size(round(probes * list_s / components / _SCANNED_S) * (components + 8))} of them"
+        )
+    training = min(num_entries, POINTS_A_LIST * num_lists)
+    return IndexChoice(key, search, OVERSAMPLING, resident, training, reason)
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
