@@ -220,8 +220,8 @@ class AskMixin:
             start = time.perf_counter()
             joint = torch.cat(list(self.encode_media(**values).values()))  # type: ignore[attr-defined]
             weighted = list(zip(joint.split(1), shares, strict=True))
-            turns = self._turns(weighted, consulted) if mix == TURNS else [weighted]
             senses = [name for name, listed in sources.items() for _ in listed]
+            turns = self._turns(weighted, senses, consulted) if mix == TURNS else [weighted]
             pulling = _pulling(consulted, weighted, senses, turns)
             seconds["encode"] = time.perf_counter() - start
         messages = [*(history or []), {"role": "user", "content": question}]
@@ -241,7 +241,7 @@ class AskMixin:
                 output = self.generate(  # type: ignore[attr-defined]
                     **inputs.to(self.device),  # type: ignore[attr-defined]
                     joint_embedding=mix_embeddings(turn, form=form) if turn and form is MixForm.PAPER else turn,
-                    use_cache_entries=puller is not None,
+                    use_cache_entries=puller or False,
                     streamer=timeline,
                     pad_token_id=tokenizer.pad_token_id,
                     **generating,
@@ -288,13 +288,19 @@ class AskMixin:
         return None if cache is False else own
 
     def _turns(
-        self, weighted: list[tuple[Tensor, float]], cache: VisualCacheBase | None
+        self, weighted: list[tuple[Tensor, float]], senses: Sequence[str], cache: VisualCacheBase | None
     ) -> list[list[tuple[Tensor, float]]]:
         """The mixtures that are told one after the other, compared as the visual cache sees their inputs."""
         if len(weighted) == 1:
             return [weighted]
+        if weighted[0][0].ndim > 2:  # patches: they have places, and no mean
+            return [[each] for each in weighted]
+        views = [None if cache is None else cache.for_senses([sense]) for sense in senses]
         with torch.inference_mode():
-            compared = [embedding if cache is None else cache.enhance(embedding) for embedding, _ in weighted]
+            compared = [
+                embedding if view is None else view.enhance(embedding)
+                for view, (embedding, _) in zip(views, weighted, strict=True)
+            ]
         return take_turns(weighted, compared=compared)
 
     def embed(self, *, image: Media = None, batch_size: int = 8, allow_url: bool = False, **media: Media) -> Tensor:
@@ -344,10 +350,10 @@ def _pulling(
     senses: Sequence[str],
     turns: Sequence[Sequence[tuple[Tensor, float]]],
 ) -> list[VisualCacheBase | None]:
-    """For each turn the cache, or None where it leaves the senses of that turn as they are."""
+    """For each turn the cache as its senses meet it, or None where it leaves them as they are."""
     sense_of = {id(embedding): sense for (embedding, _), sense in zip(weighted, senses, strict=True)}
     told = [{sense_of[id(embedding)] for embedding, _ in turn} for turn in turns]
-    return [cache if cache is not None and cache.pulls(each) else None for each in told]
+    return [None if cache is None else cache.for_senses(each) for each in told]
 
 
 def _neighbours(

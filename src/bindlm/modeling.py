@@ -175,14 +175,15 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
         self,
         joint_embedding: Tensor | Sequence[tuple[Tensor, float]],
         *,
-        use_cache_entries: bool = True,
+        use_cache_entries: bool | VisualCacheBase = True,
         form: MixForm | str = MixForm.RELEASED,
     ) -> Tensor:
         """The condition of one or several joint embeddings.
 
         Args:
             joint_embedding: `(B, D_joint)`, or a list of `((B, D_joint), weight)` to be mixed.
-            use_cache_entries: whether the visual cache, if there is one, pulls the embedding toward its entries.
+            use_cache_entries: whether the visual cache, if there is one, pulls the embedding toward its entries; or
+                the cache to do it, such as `model.cache.for_senses(["audio"])`.
             form: what becomes of the weights, see `mix_embeddings`.
 
         Returns:
@@ -193,8 +194,9 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
         if not isinstance(joint_embedding, Tensor):
             joint_embedding = mix_embeddings(joint_embedding, form=form)
         joint_embedding = joint_embedding.to(self.device)
-        if self.cache is not None and use_cache_entries:
-            joint_embedding = self.cache.enhance(joint_embedding)
+        cache = self.cache if use_cache_entries is True else use_cache_entries
+        if cache:
+            joint_embedding = cache.enhance(joint_embedding)
         return self.bridge(joint_embedding.to(self.bridge.dtype))
 
     def _summed(self, joint_embedding: Tensor | Sequence[tuple[Tensor, float]]) -> Tensor:
@@ -213,7 +215,7 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
         pixel_values: Tensor | None,
         has_media: Tensor | None,
         media_rows: Tensor | None = None,
-        use_cache_entries: bool = True,
+        use_cache_entries: bool | VisualCacheBase = True,
     ) -> Tensor | None:
         """One condition a row, `(B, N, D_lm)`, or with `media_rows` one a token, `(B, T, D_lm)`; zeros for none."""
         if sum(value is not None for value in (condition, joint_embedding, pixel_values)) > 1:
@@ -228,7 +230,8 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
             return condition  # by `generate`, from what was checked there
         if pixel_values is not None:
             joint_embedding = self.encode_media(image=pixel_values)["image"]
-            use_cache_entries = use_cache_entries and self.cache is not None and self.cache.pulls(["image"])
+            if use_cache_entries is True and self.cache is not None:
+                use_cache_entries = self.cache.for_senses(["image"]) or False
         if joint_embedding is not None:
             condition = self.condition_from(joint_embedding, use_cache_entries=use_cache_entries)
             if has_media is not None:
@@ -346,7 +349,7 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         """transformers' `generate`, with the media encoded once, not once a token.
 
-        Takes what `forward` takes for media, `use_cache_entries` (False leaves the visual cache out), and everything
+        Takes what `forward` takes for media, `use_cache_entries` (see `condition_from`), and everything
         transformers' `generate` takes: `streamer`, `num_beams`, `do_sample`, …
         """
         media = {

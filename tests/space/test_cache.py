@@ -161,3 +161,40 @@ def test_buffers_travel_with_the_model_and_do_not_train() -> None:
     assert set(cache.state_dict()) == {"keys", "values"}
     assert set(cache_of(unit_rows(20)).state_dict()) == {"keys"}
     assert not list(cache.parameters())
+
+
+# -- by sense -------------------------------------------------------------------------------------------------------
+
+
+def test_a_sense_may_consult_the_cache_by_settings_of_its_own() -> None:
+    keys = torch.tensor([[3.0, 0.0], [0.6, 0.8]])
+    query = torch.tensor([[0.7, 0.7141428]])
+    sizes = {"num_entries": 2, "dim": 2, "top_k": 1, "alpha": 1.0}
+    cache = VisualCache(VisualCacheConfig(**sizes, by_sense={"point": {"similarity": "cosine", "alpha": 0.5}}))
+    cache.keys.copy_(keys)
+
+    shape = cache.for_senses(["point"])
+    assert cache.search(query)[1].item() == 0, "the longer key wins"
+    assert shape.search(query)[1].item() == 1, "the nearer one does"
+    assert torch.allclose(shape.search(query)[0], torch.tensor([[0.7 * 0.6 + 0.7141428 * 0.8]]))
+    assert shape.config.alpha == 0.5
+    assert shape.keys is cache.keys, "a view copies nothing"
+
+
+def test_senses_that_disagree_and_senses_unknown_meet_the_cache_as_it_is() -> None:
+    own = {"point": {"alpha": 0.9}, "depth": {"alpha": 0.9}, "audio": {"alpha": 0.1}}
+    cache = VisualCache(VisualCacheConfig(num_entries=1, dim=2, top_k=1, by_sense=own, modalities=("point", "audio")))
+    assert cache.for_senses(None) is cache
+    assert cache.for_senses(["point", "depth"]).config.alpha == 0.9
+    assert cache.for_senses(["point", "audio"]) is cache
+    assert cache.for_senses(["point", "image"]) is cache
+    assert cache.for_senses(["depth"]) is None, "it pulls no depth"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"by_sense": {"audio": {"modalities": ["audio"]}}}, {"by_sense": {"audio": {"alpha": 2.0}}},
+                 {"by_sense": {"audio": 0.9}}, {"similarity": "euclidean"}]
+)  # fmt: skip
+def test_impossible_settings_of_a_sense_are_refused(settings) -> None:
+    with pytest.raises(ConfigError):
+        VisualCacheConfig(num_entries=4, dim=2, top_k=1, **settings)

@@ -3,6 +3,7 @@
 from bindlm.space.cache import (
     CacheEntry,
     CacheNeighbour,
+    CacheSimilarity,
     CacheWeighting,
     VisualCache,
     VisualCacheBase,
@@ -22,6 +23,7 @@ __all__ = [
     "CacheNeighbour",
     "CacheRecord",
     "CacheSettings",
+    "CacheSimilarity",
     "CacheWeighting",
     "EmbeddingIndex",
     "FileStamp",

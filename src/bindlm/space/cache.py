@@ -5,9 +5,9 @@ ImageBind-LLM (arXiv 2309.03905), section 3.2.3, Eq. (3)-(4), in the paper's for
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,15 @@ class CacheWeighting(StrEnum):
     """Paper, Eq. (3)-(4): raw cosines as weights, neither softmax nor renormalisation."""
     SOFTMAX = "softmax"
     """Release: softmax of the cosines times `temperature`; the aggregate and the blend are L2-normalised."""
+
+
+class CacheSimilarity(StrEnum):
+    """What a query and a key are compared by."""
+
+    INNER_PRODUCT = "inner_product"
+    """As they are: of keys of different lengths a longer one wins more often."""
+    COSINE = "cosine"
+    """At unit length."""
 
 
 @dataclass
@@ -44,6 +53,11 @@ class VisualCacheConfig:
     """Whether what is mixed in differs from what is compared; otherwise it is the keys at unit length."""
     modalities: tuple[str, ...] | None = None
     """Senses that are pulled; None for every one."""
+    similarity: CacheSimilarity = CacheSimilarity.INNER_PRODUCT
+    """What finds the nearest entries and weights them."""
+    by_sense: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What is otherwise for a sense: `{"audio": {"alpha": 0.9}}`; of `top_k`, `alpha`, `temperature`, `weighting` and
+    `similarity`."""
 
     def __post_init__(self) -> None:
         senses: Any = self.modalities
@@ -56,6 +70,11 @@ class VisualCacheConfig:
                 f"VisualCacheConfig.weighting must be one of {', '.join(CacheWeighting)}, got {self.weighting!r}."
             )
         self.weighting = CacheWeighting(self.weighting)
+        if self.similarity not in list(CacheSimilarity):
+            raise ConfigError(
+                f"VisualCacheConfig.similarity must be one of {', '.join(CacheSimilarity)}, got {self.similarity!r}."
+            )
+        self.similarity = CacheSimilarity(self.similarity)
         if not 0.0 <= self.alpha <= 1.0:
             raise ConfigError(f"VisualCacheConfig.alpha must lie in [0, 1], got {self.alpha}.")
         if not self.temperature >= 0.0:
@@ -64,6 +83,24 @@ class VisualCacheConfig:
             raise ConfigError(f"A cache needs entries and a width, got {self.num_entries} and {self.dim}.")
         if not 1 <= self.top_k <= self.num_entries:
             raise ConfigError(f"VisualCacheConfig.top_k must lie in 1..{self.num_entries}, got {self.top_k}.")
+        for sense in self.by_sense:
+            self.for_sense(sense)
+
+    def for_sense(self, sense: str) -> "VisualCacheConfig":
+        """How inputs of one sense consult the cache.
+
+        Raises:
+            ConfigError: `by_sense` names a setting that is none of a sense, or an impossible value.
+        """
+        settings = self.by_sense.get(sense, {})
+        if not isinstance(settings, dict) or not settings.keys() <= _OF_A_SENSE:
+            raise ConfigError(
+                f"VisualCacheConfig.by_sense[{sense!r}] may set {', '.join(sorted(_OF_A_SENSE))}, got {settings!r}."
+            )
+        return replace(self, by_sense={}, **settings)
+
+
+_OF_A_SENSE = {"top_k", "alpha", "temperature", "weighting", "similarity"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +125,7 @@ class CacheNeighbour:
     caption: str | None
     source: str | None
     similarity: float
-    """Inner product with the query: a cosine where both are of unit length."""
+    """With the query, as the cache's settings have it: a cosine where both are of unit length."""
     weight: float
     """Its share of what is mixed in: of 1 with `softmax`, the cosine itself with `cosine`."""
 
@@ -125,6 +162,30 @@ class VisualCacheBase(nn.Module, ABC):
             return True
         return bool(set(modalities) & set(self.config.modalities))
 
+    def for_senses(self, modalities: Collection[str] | None) -> Self | None:
+        """This cache as a mixture of these senses meets it.
+
+        Args:
+            modalities: their names; None for senses unknown.
+
+        Returns:
+            A view of the same entries with the settings of `by_sense`, if the senses agree in them; None where the
+            senses are left as they are.
+        """
+        if not self.pulls(modalities):
+            return None
+        own = [self.config.for_sense(sense) for sense in modalities or ()]
+        if not own or own[0] == self._for_no_sense or any(other != own[0] for other in own):
+            return self
+        view = object.__new__(type(self))  # not copy.copy, which would open a cache on disk again
+        view.__dict__.update(self.__dict__)
+        view.config = own[0]
+        return view
+
+    @property
+    def _for_no_sense(self) -> VisualCacheConfig:
+        return replace(self.config, by_sense={})
+
     def enhance(self, joint_embedding: Tensor) -> Tensor:
         """Eq. (3)-(4), or the released variant: `(B, D_joint)` -> `(B, D_joint)`.
 
@@ -159,8 +220,7 @@ class VisualCache(VisualCacheBase):
     """Keys and values in memory, searched exactly.
 
     Buffers:
-        keys: `(N, D_joint)`, what a query is compared with, by inner product. Keys of one length make that a cosine; a
-            longer key wins more often.
+        keys: `(N, D_joint)`, what a query is compared with, as `config.similarity` says.
         values: `(N, D_joint)`, unit length: what is mixed in. None where they are the keys at unit length.
     """
 
@@ -180,6 +240,9 @@ class VisualCache(VisualCacheBase):
         """See `VisualCacheBase.search`; exact."""
         top_k = self.config.top_k
         similarity = joint_embedding.to(self.keys.dtype) @ self.keys.T  # (B, N)
+        if self.config.similarity is CacheSimilarity.COSINE:
+            lengths = joint_embedding.norm(dim=-1, keepdim=True) * self.keys.norm(dim=-1)
+            similarity = similarity / lengths.clamp_min(torch.finfo(similarity.dtype).tiny)
         nearest, entries = similarity.topk(top_k, dim=-1)  # (B, K)
         # topk picks among ties as it likes; a whole sort costs 10 to 40 times as much, so only where there are some
         is_tied = (similarity >= nearest[:, -1:]).sum(dim=-1).gt(top_k).any() or nearest.diff(dim=-1).eq(0).any()

@@ -137,7 +137,8 @@ def _ways(
     caches = {"": cache}
     if own:
         caches = caches | {", without the objects' own cache entries": cache_without(cache, own)}
-    asked = {f"model{how}": (media, each) for how, each in caches.items()}
+    met = {how: each and each.for_senses([exam.sense]) for how, each in caches.items()}
+    asked = {f"model{how}": (media, each) for how, each in met.items()}
     if cache is not None:
         asked["model, cache off"] = (media, None)
     if len(pictures):
@@ -150,7 +151,8 @@ def _ways(
         rest = [entry for place, entry in enumerate(entries) if place not in set(own)]
         ways |= {
             f"nearest cache entry{how}": nearest_names(media, each, rest if how else entries)
-            for how, each in caches.items()
+            for how, each in met.items()
+            if each
         }
     if exam.training and asking.neighbours:
         ways["nearest training medium"] = _nearest_training(bound, exam, media, asking)
