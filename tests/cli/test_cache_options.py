@@ -28,7 +28,7 @@ def test_a_cache_may_be_chosen_or_left_out(bindlm_command, model, loads, tmp_pat
 
 def test_a_folder_without_a_cache_is_told_before_a_model_is_loaded(bindlm_command, model, loads, tmp_path):
     run = bindlm_command("ask", "What is this?", "--cache", tmp_path / "nowhere")
-    assert run.code == 1
+    assert run.code == 4
     assert "holds no visual cache" in run.err
     assert loads.references == []
 
