@@ -137,7 +137,8 @@ def test_a_tone_is_bright_at_its_pitch(tmp_path: Path) -> None:
         tone = 0.5 * np.sin(2 * np.pi * pitch_hz * np.arange(rate) / rate)
         soundfile.write(tmp_path / "tone.wav", tone, rate)
         picture = picture_of("audio", tmp_path / "tone.wav", size=128)
-        assert picture is not None and picture.size == (128, 128)
+        assert picture is not None
+        assert picture.size == (128, 128)
         heights.append(int(np.asarray(picture.convert("L")).astype(float).mean(axis=1).argmax()))
     assert heights[1] < heights[0] - 20, "a high tone stands near the top"
 
@@ -152,7 +153,8 @@ def test_shapes_are_shaded_on_white(tmp_path: Path) -> None:
         picture = picture_of(sense, tmp_path / name, size=96)
         assert picture is not None
         pixels = np.asarray(picture)
-        assert (pixels[0, 0] == 255).all() and (pixels[48, 48] < 240).all(), sense
+        assert (pixels[0, 0] == 255).all(), sense
+        assert (pixels[48, 48] < 240).all(), sense
 
 
 @pytest.mark.parametrize("sense", ["image", "audio", "point", "depth", "text", "imu"])
