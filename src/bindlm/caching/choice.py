@@ -97,7 +97,7 @@ def _in_lists(num_entries: int, dim: int, max_memory_bytes: int, max_latency_ms:
         )
     probes = min(int(left_s / list_s), num_lists)
     search = {"nprobe": probes, **({"quantizer_efSearch": 2 * probes} if is_graph else {})}
-    resident = num_entries * (components + 8) + 4 * components * (num_lists + dim)
+    resident = num_entries * (components + 8) + 4 * components * (num_lists + dim) + 4 * dim * dim  # the PCA, whole
     reason = (
         f"codes of {components} bytes in {num_lists:,} lists, of which {probes:,} are looked into: about "
         f"{_UNEVEN * probes / num_lists * num_entries:,.0f} codes a query, in {_size(resident)}"
