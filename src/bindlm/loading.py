@@ -21,6 +21,7 @@ def load(
     device: "torch.device | str | None" = None,
     quantization: Any = None,
     trained_dtype: "torch.dtype | str | None" = None,
+    encoder: str | os.PathLike[str] | None = None,
     cache: str | os.PathLike[str] | bool | None = None,
     local_files_only: bool = False,
     progress: bool = True,
@@ -34,6 +35,8 @@ def load(
         quantization: how the language model is held: "int8" or "int4" (by bitsandbytes), a quantisation config of
             transformers or its dictionary; None is what the folder says, False is in full. All else keeps its dtype.
         trained_dtype: of bridge, gates, prompts and LoRA; None is `dtype`.
+        encoder: published weights of the encoder, for a model saved without or in place of its own: a file, a folder
+            or a hub id; ImageBind's for ImageBind-LLM and PandaGPT, CLIP ViT-L/14's for LLaMA-Adapter V2.
         cache: folder of a visual cache to consult, see `attach_cache`; None is the model's own, False is none.
         local_files_only: never touch the network.
         progress: say on stderr what is fetched.
@@ -57,6 +60,7 @@ def load(
         device=device,
         quantization=quantization,
         trained_dtype=trained_dtype,
+        encoder=encoder,
         cache=cache,
         local_files_only=local_files_only,
         progress=progress,

@@ -441,6 +441,7 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
         device: torch.device | str | None = None,
         quantization: Any = None,
         trained_dtype: torch.dtype | str | None = None,
+        encoder: str | os.PathLike[str] | None = None,
         cache: str | os.PathLike[str] | bool | None = None,
         local_files_only: bool = False,
         progress: bool = True,
@@ -457,6 +458,8 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
             quantization: how the language model is held: "int8", "int4", a quantisation config of transformers or its
                 dictionary; None is what the folder says, False is in full. All else keeps its dtype.
             trained_dtype: of bridge, gates, prompts and LoRA; None is `dtype`.
+            encoder: published weights of the encoder, for a model saved without or in place of its own: a file, a
+                folder or a hub id.
             cache: folder of a visual cache to consult, see `attach_cache`; None is the model's own, False is none.
             local_files_only: never touch the network.
             progress: whether to say on stderr what is fetched.
@@ -474,6 +477,10 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
             config = _load_config(folder)
         if quantization is not None:
             config.quantization = check_quantization(quantization)
+        if encoder is not None:
+            # a model that was saved without may say which family it was trained with; else the weights tell it
+            config.encoder = {"family": config.encoder.get("stands_for")}
+            config.encoder_weights = os.fspath(encoder)
         attn_implementation = kwargs.get("attn_implementation")
         language_model = None
         if config.language_model is not None:
@@ -504,11 +511,11 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
                     attn_implementation=attn_implementation,
                 )
         fetching: dict[str, Any] = {"local_files_only": local_files_only, "progress": progress}
-        encoder = None
+        loaded = None
         if isinstance(config.encoder_weights, str):
-            encoder = load_published_encoder(config.encoder, config.encoder_weights, **fetching)
+            loaded = load_published_encoder(config.encoder, config.encoder_weights, **fetching)
         with torch.device("meta") if language_model is not None else torch.device("cpu"):
-            model = cls(config, language_model, encoder)
+            model = cls(config, language_model, loaded)
         trained = resolved if trained_dtype is None else dtype_of(trained_dtype)
         model._load_own_weights(folder / WEIGHTS_FILE, resolved, trained)
         if isinstance(config.encoder_weights, dict):

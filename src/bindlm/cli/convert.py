@@ -15,7 +15,7 @@ RELEASES = {
     "pandagpt": "convert_pandagpt",
 }
 """What is converted -> the function of `bindlm.checkpoints`."""
-WITH_ENCODER = ("imagebind-llm", "pandagpt")
+WITH_ENCODER = ("imagebind-llm", "llama-adapter-v2", "pandagpt")
 WITH_PHASE = ("imagebind-llm", "llama-adapter-v2")
 WITH_GATE = ("llama-adapter-v1",)
 
@@ -34,7 +34,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where to")
     parser.add_argument(
-        "--encoder", metavar="REFERENCE", help="ImageBind's weights, kept by name: a file or a hub id (default: none)"
+        "--encoder",
+        metavar="REFERENCE",
+        help="the encoder's weights, kept by name: ImageBind's file or hub id, for llama-adapter-v2 a folder or hub id "
+        "of CLIP ViT-L/14 (default: none)",
     )
     parser.add_argument("--phase", choices=["pretrain", "finetune"], help="refuse an adapter of another phase")
     parser.add_argument(

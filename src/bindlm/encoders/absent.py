@@ -15,13 +15,15 @@ class AbsentEncoder(JointEncoder):
 
     Args:
         dim: width of the joint embeddings that are given, D_joint; 0 where none can be.
+        stands_for: family of the encoder that the model was trained with, if its weights do not tell it.
     """
 
     modalities: tuple[str, ...] = ()
 
-    def __init__(self, dim: int = 0) -> None:
+    def __init__(self, dim: int = 0, stands_for: str | None = None) -> None:
         super().__init__()
         self.dim = dim
+        self.stands_for = stands_for
 
     def embed(self, modality: str, values: Tensor) -> Tensor:
         """Never gives anything; see `check_modality`."""
@@ -35,7 +37,8 @@ class AbsentEncoder(JointEncoder):
             ConfigError: always.
         """
         hint = (
-            "give joint_embedding=…, or name an encoder by `encoder` and `encoder_weights` in its config.json"
+            "give joint_embedding=…, or load it with encoder=…, the published weights of the encoder it was trained "
+            "with"
             if self.dim
             else "it takes text only"
         )

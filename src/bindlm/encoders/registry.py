@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bindlm.checkpoints.mapped import open_mapped
-from bindlm.encoders import bound, clip, imagebind, languagebind, pe_av, point_bind
+from bindlm.encoders import bound, clip, clip_tokens, imagebind, languagebind, pe_av, point_bind
 from bindlm.encoders.absent import AbsentEncoder
 from bindlm.encoders.base import JointEncoder
 from bindlm.encoders.hosted import read_json
@@ -56,6 +56,9 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
         model_types=languagebind.MODEL_TYPES,
     ),
     "clip": EncoderFamily(clip.build, clip.from_folder, model_types=clip.CLIP_FAMILIES),
+    # a folder of CLIP is told to be of "clip": these two are asked for by name
+    clip_tokens.CLIP_TOKENS: EncoderFamily(clip_tokens.build, clip_tokens.load),
+    clip_tokens.CLIP_TOKENS_BGR: EncoderFamily(clip_tokens.build_bgr, clip_tokens.load_bgr),
     "tower": EncoderFamily(bound.build, bound.load, model_types=(bound.MODEL_TYPE,)),
     "none": EncoderFamily(AbsentEncoder),
     "pe_av": EncoderFamily(pe_av.build, pe_av.from_folder, model_types=tuple(pe_av.PE_AV_FAMILIES)),

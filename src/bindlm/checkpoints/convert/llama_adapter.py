@@ -143,14 +143,15 @@ def convert_llama_adapter_v2(
     out: _PathLike,
     config: Mapping[str, Any] | None = None,
     *,
+    encoder: str | None = None,
     phase: str | None = None,
     progress: bool = True,
 ) -> Path:
     """A released multimodal LLaMA-Adapter V2 to a folder that `bindlm.load` opens.
 
-    Of which type a file is (pretrain, BIAS or LORA-BIAS) is read from its tensors. The model takes CLIP ViT-L/14's
-    tokens, each after the last norm and the projection, as `joint_embedding` `(B, 257, 768)`; the published weights
-    were trained on pictures whose red and blue were swapped.
+    Of which type a file is (pretrain, BIAS or LORA-BIAS) is read from its tensors. Without `encoder` the model takes
+    CLIP ViT-L/14's tokens, each after the last norm and the projection, as `joint_embedding` `(B, 257, 768)`; the
+    published weights were trained on pictures whose red and blue were swapped, as the encoder then does it too.
 
     Args:
         adapter: `.pth` or `.safetensors` with the published names; several files are joined, later ones winning.
@@ -159,6 +160,8 @@ def convert_llama_adapter_v2(
         config: sizes that differ from the published ones: `llama` (Meta's params), `visual` (`clip_dim`,
             `v_embed_dim`, `v_depth`, `v_num_heads`, `v_mlp_ratio`), `adapter` (`query_len`, `query_layer`,
             `lora_rank`), `special_ids`.
+        encoder: CLIP ViT-L/14 in transformers' layout, kept by name: a folder or a hub id. None can be made up for by
+            `bindlm.load(out, encoder=…)`.
         phase: "pretrain" or "finetune", if the adapter must be of that one.
         progress: whether to say on stderr what happens.
 
@@ -191,7 +194,7 @@ def convert_llama_adapter_v2(
     parts = Parts(
         entries=entries,
         settings={
-            **encoder_settings(None, visual["clip_dim"]),
+            **encoder_settings(encoder, visual["clip_dim"], family="clip_tokens_bgr"),
             "bridge": {
                 "kind": "visual_query",
                 "input_dim": visual["clip_dim"],

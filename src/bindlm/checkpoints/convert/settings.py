@@ -42,11 +42,12 @@ def check_phase(path: Path, found: str, wanted: str | None) -> None:
         )
 
 
-def encoder_settings(reference: str | None, dim: int) -> dict[str, Any]:
-    """Fields of `BindLMConfig`: an encoder by reference, its family told by its weights; or none."""
+def encoder_settings(reference: str | None, dim: int, family: str | None = None) -> dict[str, Any]:
+    """Fields of `BindLMConfig`: an encoder by reference, its family told by its weights if not by name; or none."""
     if reference is None:
-        return {"encoder": {"family": "none", "dim": dim}, "encoder_weights": {}}
-    return {"encoder": {"family": None}, "encoder_weights": reference}
+        stands_for = {} if family is None else {"stands_for": family}
+        return {"encoder": {"family": "none", "dim": dim, **stands_for}, "encoder_weights": {}}
+    return {"encoder": {"family": family}, "encoder_weights": reference}
 
 
 def lora_settings(rank: int) -> dict[str, Any]:
