@@ -53,16 +53,18 @@ def train_index(key: str, dim: int, sample: NDArray[np.float16]) -> Any:
     import faiss
 
     try:
-        index: Any = faiss.downcast_index(faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT))
+        index = faiss.index_factory(dim, key, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError:
         raise ConfigError(f"FAISS makes no index of {key!r} for vectors of {dim} numbers") from None
     inner: Any = faiss.downcast_index(faiss.extract_index_ivf(index))
     if len(sample) < inner.nlist:
         raise ConfigError(f"{key} has {inner.nlist} lists, and only {len(sample)} vectors are there to find them with")
-    if isinstance(index, faiss.IndexPreTransform):  # a rotation or a PCA in front, which is learned too
-        for number in range(index.chain.size()):
-            sample = _train_transform(faiss.downcast_VectorTransform(index.chain.at(number)), sample)
-        index.is_trained = True
+    outer: Any = faiss.downcast_index(index)  # both live as long as the index does
+    if isinstance(outer, faiss.IndexPreTransform):  # a rotation or a PCA in front, which is learned too
+        chain: Any = outer.chain
+        for number in range(chain.size()):
+            sample = _train_transform(faiss.downcast_VectorTransform(chain.at(number)), sample)
+        outer.is_trained = True
     _find_centroids(inner, sample)
     inner.train(_some(sample))  # what is left: the codes' quantiser
     return index
