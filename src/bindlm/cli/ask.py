@@ -63,7 +63,7 @@ def run(options: Namespace) -> int:
     others = open_standard_input({sense: sources for sense, sources in given.items() if sense != "image"})
     check_before_loading(others, allow_url=options.allow_url, skip_bad=False)
     read = time.perf_counter()
-    model = load_model(options.model, options.cache)
+    model = load_model(options.model, options.cache, options.quantize)
     check_senses(model, tuple(others), options.model)
     set_seed(options.seed)
     loaded = time.perf_counter()

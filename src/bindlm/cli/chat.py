@@ -38,7 +38,7 @@ def run(options: Namespace) -> int:
     if options.demo and given:
         raise ConfigError(f"--demo brings its own media; leave out --{next(iter(given))}, or --demo")
     media = open_media(given, allow_url=options.allow_url)  # before the model: a bad one is reported at once
-    model = load_model(options.model, options.cache)
+    model = load_model(options.model, options.cache, options.quantize)
     check_senses(model, tuple(given), options.model)
     for shown in media:
         check(model, shown, allow_url=options.allow_url)

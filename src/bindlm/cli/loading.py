@@ -25,11 +25,12 @@ WEIGHTS = {
 """Sense -> how it is called in advice, and which published encoders have it."""
 
 
-def load_model(reference: str | None, cache: str | bool | None = None) -> Any:
+def load_model(reference: str | None, cache: str | bool | None = None, quantization: str | None = None) -> Any:
     """`bindlm.load` for a command line: says that it loads where somebody watches, and keeps the libraries quiet.
 
     Args:
         cache: What `--cache` gave; a bad folder is told before the model is loaded.
+        quantization: What `--quantize` gave.
     """
     quiet_libraries()
     if isinstance(cache, str):
@@ -41,7 +42,8 @@ def load_model(reference: str | None, cache: str | bool | None = None) -> Any:
     import bindlm
 
     with telling_licences():
-        return bindlm.load(reference) if cache is None else bindlm.load(reference, cache=cache)
+        asked: dict[str, Any] = {"cache": cache, "quantization": quantization}
+        return bindlm.load(reference, **{name: value for name, value in asked.items() if value is not None})
 
 
 @contextmanager

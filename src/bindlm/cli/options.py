@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 STANDARD_INPUT = "-"
+QUANTIZATION_WORDS = ("int8", "int4")
+"""What `bindlm.load` takes as `quantization`, written out so that help comes without the package of checkpoints."""
 
 
 def add_model_option(parser: ArgumentParser) -> None:
@@ -39,6 +41,11 @@ def add_answer_options(parser: ArgumentParser) -> None:
     add_cache_options(parser)
     parser.add_argument("--seed", type=seed_number, metavar="N", help="makes drawn answers repeatable")
     add_model_option(parser)
+    parser.add_argument(
+        "--quantize",
+        choices=QUANTIZATION_WORDS,
+        help="hold the language model in 8 or 4 bits: less memory, answers that differ a little, slower on a CPU",
+    )
     add_url_option(parser)
 
 
