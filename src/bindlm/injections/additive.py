@@ -18,6 +18,8 @@ from bindlm.injections.base import Injection, InjectionHook, check_is_free, find
 
 __all__ = ["AdditiveInjection"]
 
+_GATED_AXES = 4
+
 
 class AdditiveInjection(Injection):
     """Gates of Eq. (2) and the hooks that apply them.
@@ -48,8 +50,20 @@ class AdditiveInjection(Injection):
         return bool(self._handles)
 
     def attach_to(self, language_model: nn.Module) -> None:
-        """Put the hooks on all decoder layers of a transformers causal language model; see `attach`."""
+        """Put the hooks on the decoder and all its layers of a transformers causal language model; see `attach`."""
+        decoder = getattr(language_model, "get_decoder", lambda: language_model)() or language_model
+        if not self._handles:  # else `attach` says so
+            check_is_free(decoder)
         self.attach(find_decoder_layers(language_model))
+        self._handles.append(decoder.register_forward_pre_hook(_DecoderHook(self), with_kwargs=True))
+
+    def gated(self, condition: Tensor) -> Tensor:
+        """The condition `(B, 1, D_lm)` times the factor of every layer, `(B, L, 1, D_lm)`.
+
+        In a step of one word the gates' own arithmetic, layer by layer, would cost more than the addition.
+        """
+        gates = self.gate if self.gate_bound is None else self.gate_bound * torch.tanh(self.gate / self.gate_bound)
+        return condition.unsqueeze(1) * gates.to(condition)[:, None, None]
 
     def attach(self, layers: nn.ModuleList) -> None:
         """Hook every decoder layer; its forward then takes the keyword `condition`, `(B, 1, D_lm)`.
@@ -77,6 +91,24 @@ class AdditiveInjection(Injection):
         self._handles.clear()
 
 
+class _DecoderHook(InjectionHook):
+    """Multiplies with the gates once a call, where that takes no memory to speak of."""
+
+    def __init__(self, injection: AdditiveInjection) -> None:
+        self.injection = injection
+
+    def __call__(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        condition = kwargs.get("condition")
+        if condition is None or condition.ndim != _GATED_AXES - 1 or condition.shape[1] != 1:
+            return None  # a condition for each token would be held once for each layer
+        if torch.is_grad_enabled():
+            return None  # backward through a slice fills the whole with zeros
+        kwargs["condition"] = self.injection.gated(condition)
+        return args, kwargs
+
+
 class _LayerHook(InjectionHook):
     """Adds the gated condition to one layer's input."""
 
@@ -90,7 +122,10 @@ class _LayerHook(InjectionHook):
         condition = kwargs.pop("condition", None)
         if condition is None:
             return None
-        gated = condition * self.injection.factor(self.index).to(condition.dtype)
+        if condition.ndim == _GATED_AXES:
+            gated = condition[:, self.index]  # (B, 1, D_lm)
+        else:
+            gated = condition * self.injection.factor(self.index).to(condition.dtype)
         if args:
             hidden_states = args[0]
             return (hidden_states + gated.to(hidden_states), *args[1:]), kwargs

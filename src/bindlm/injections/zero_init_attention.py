@@ -233,8 +233,7 @@ class ZeroInitAttention(Injection):
             ConfigError: the condition has another shape.
         """
         if condition is not None and condition.ndim == _PRECOMPUTED_AXES:
-            made = condition[:, index].to(like)  # (B, 1 or 2, H, N, D_head)
-            return AdapterPrompt(made[:, 0] if made.shape[1] == 2 else None, made[:, -1])
+            return _made_prompt(condition, index, like)
         if condition is None and self.config.needs_condition:
             return None
         tokens = self.adapter_prompt[index].unsqueeze(0)  # (1, N, D_lm)
@@ -271,6 +270,14 @@ class ZeroInitAttention(Injection):
             )
 
 
+def _made_prompt(made: Tensor, index: int, like: Tensor) -> AdapterPrompt:
+    """A layer's part of what `precompute` gave, on the device of `like`; its dtype is seen to where it is read."""
+    own = made[:, index]  # (B, 1 or 2, H, N, D_head)
+    if own.device != like.device:
+        own = own.to(like.device)
+    return AdapterPrompt(own[:, 0] if own.shape[1] == 2 else None, own[:, -1])
+
+
 class _LayerHook(InjectionHook):
     """Turns the condition of a call into the prompt of one layer."""
 
@@ -282,8 +289,12 @@ class _LayerHook(InjectionHook):
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         condition = kwargs.pop("condition", None)
-        if self.index is not None:
-            like = args[0] if args else kwargs["hidden_states"]
+        if self.index is None:
+            return args, kwargs
+        like = args[0] if args else kwargs["hidden_states"]
+        if condition is not None and condition.ndim == _PRECOMPUTED_AXES:  # a step of one word: no more than this
+            kwargs["adapter_prompt"] = _made_prompt(condition, self.index, like)
+        else:
             # the attention by way of the layer: what differs from layer to layer is then the index alone, and one
             # compilation serves them all
             prompt = self.injection.prompt(self.index, find_attention(layer), condition, like)

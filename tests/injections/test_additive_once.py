@@ -1,0 +1,59 @@
+"""Gates that are multiplied once a call: the same numbers, less work in a step of one word."""
+
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from bindlm.errors import ConfigError
+from bindlm.injections import AdditiveInjection, PrefixConfig, find_decoder_layers
+
+from ..tiny import HIDDEN, NUM_LAYERS, tiny_language_model, token_batch
+
+
+def opened(gate_bound: float | None) -> AdditiveInjection:
+    """Gates of unlike size."""
+    injection = AdditiveInjection(NUM_LAYERS, gate_bound)
+    injection.gate.data = torch.linspace(-1.5, 1.0, NUM_LAYERS)
+    return injection
+
+
+@pytest.mark.parametrize("num_tokens", [1, 6], ids=["one condition a row", "one a token"])
+@pytest.mark.parametrize("gate_bound", [None, 0.7])
+@torch.no_grad()
+def test_once_a_call_and_once_a_layer_are_bit_identical(gate_bound: float | None, num_tokens: int) -> None:
+    language_model, ids = tiny_language_model(), token_batch(2, 6)
+    condition = torch.randn(2, num_tokens, HIDDEN, generator=torch.Generator().manual_seed(1))
+    injection = opened(gate_bound)
+    injection.attach(find_decoder_layers(language_model))
+    expected = language_model(ids, condition=condition).logits
+    injection.detach()
+    injection.attach_to(language_model)
+    assert torch.equal(language_model(ids, condition=condition).logits, expected)
+
+
+@torch.no_grad()
+def test_one_condition_a_row_asks_no_layer_for_its_factor() -> None:
+    language_model, injection = tiny_language_model(), opened(0.7)
+    injection.attach_to(language_model)
+    with patch.object(AdditiveInjection, "factor", side_effect=AssertionError):
+        language_model(token_batch(2, 6), condition=torch.ones(2, 1, HIDDEN))
+
+
+def test_training_holds_the_condition_once_not_once_a_layer() -> None:
+    language_model, injection = tiny_language_model(), opened(None)
+    injection.attach_to(language_model)
+    with patch.object(AdditiveInjection, "gated", side_effect=AssertionError):
+        language_model(token_batch(2, 6), condition=torch.ones(2, 1, HIDDEN)).logits.sum().backward()
+    assert injection.gate.grad is not None
+    with torch.no_grad(), patch.object(AdditiveInjection, "gated", side_effect=AssertionError):
+        language_model(token_batch(2, 6), condition=torch.ones(2, 6, HIDDEN))
+
+
+def test_decoder_with_a_prefix_is_refused_and_left_alone() -> None:
+    language_model = tiny_language_model()
+    prefix = PrefixConfig(placeholder_id=0, hidden_dim=HIDDEN).build()
+    prefix.attach_to(language_model)
+    with pytest.raises(ConfigError, match="has an injection already"):
+        opened(None).attach_to(language_model)
+    assert not any(layer._forward_pre_hooks for layer in find_decoder_layers(language_model))
