@@ -92,6 +92,7 @@ def build_cache(
         plan.base = journals.record_digest(folder)
         if (done := finished(folder, is_fresh)) is not None:
             return done
+        check_out(folder, replaces)  # again: another process may have built one meanwhile
         journal = journals.start(folder, plan, is_fresh=is_fresh)
         fill(folder, journal, source, Ids(), 0, progress)
         make_index(folder, journal, journal.values, np.zeros(0, dtype=np.int64), budget, progress)

@@ -66,7 +66,7 @@ def remove_from_cache(ids: Iterable[str], cache: str | os.PathLike[str], *, prog
         removed = np.union1d(before, gone)
         if len(removed) == base.num_rows:
             raise ConfigError(f"nothing would be left of {cache}; delete the folder instead")
-        generation = int(Path(base.index.file).stem.split("-")[1]) + 1
+        generation = journals.next_generation(folder)
         index = _index_without(folder, base, removed, generation)
         named = write_removed(folder / removed_name(generation), removed)
         record = dataclasses.replace(base, num_entries=base.num_rows - len(removed), index=index, removed=named)
@@ -79,10 +79,9 @@ def _rows_of(
     """Rows of ids. The entries are read through; only the ids that are wanted are kept."""
     rows: dict[str, int] = {}
     for first, (texts,) in id_batches(folder, base.entries):
-        for place, text in enumerate(texts):
-            if text in wanted:
-                rows[text] = first + place if not np.isin(first + place, removed) else rows.get(text, -1)
-    missing = [each for each in wanted if rows.get(each, -1) < 0]
+        is_kept = ~np.isin(np.arange(first, first + len(texts)), removed)
+        rows |= {text: first + place for place, text in enumerate(texts) if text in wanted and is_kept[place]}
+    missing = [each for each in wanted if each not in rows]
     if missing:
         shown = ", ".join(repr(printable(each)) for each in missing[:_SHOWN]) + (
             ", …" if len(missing) > _SHOWN else ""

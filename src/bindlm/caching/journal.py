@@ -149,8 +149,7 @@ def start(folder: Path, plan: Plan, *, is_fresh: bool) -> Journal:
     journal = None if is_fresh else read_journal(folder)
     if journal is None:
         clear(folder, keep_store=True)
-        numbers = [int(path.stem.split("-")[1]) for path in _numbered(folder)]
-        return Journal(plan, first=max(numbers, default=-1) + 1, generation=_next_generation(folder))
+        return Journal(plan, first=_next_number(folder, "values-*.npy"), generation=next_generation(folder))
     if journal.plan != plan:
         raise ConfigError(_difference(folder, journal.plan, plan))
     remove_unnamed(folder, journal)
@@ -221,13 +220,14 @@ def base_record(folder: Path) -> CacheRecord | None:
     return read_record(folder) if (folder / CONFIG).is_file() else None
 
 
-def _numbered(folder: Path) -> Iterator[Path]:
-    return folder.glob("values-*.npy")
+def next_generation(folder: Path) -> int:
+    """A number that no index in a cache's folder has."""
+    return _next_number(folder, "index-*.faiss")
 
 
-def _next_generation(folder: Path) -> int:
-    generations = [int(path.stem.split("-")[1]) for path in folder.glob("index-*.faiss")]
-    return max(generations, default=-1) + 1
+def _next_number(folder: Path, pattern: str) -> int:
+    numbers = [path.stem.partition("-")[2] for path in folder.glob(pattern)]
+    return max((int(number) for number in numbers if number.isdecimal()), default=-1) + 1
 
 
 def _difference(folder: Path, old: Plan, new: Plan) -> str:

@@ -219,7 +219,9 @@ def write_lists(path: Path, empty: bytes, index: Any, parts: Sequence[Lists]) ->
 
     inner = faiss.extract_index_ivf(index)
     num_lists, code_size = int(inner.nlist), int(inner.code_size)
-    sizes: NDArray[np.int64] = np.stack([part.sizes for part in parts]).sum(axis=0)  # (L,)
+    sizes = np.zeros(num_lists, dtype=np.int64)  # (L,)
+    for part in parts:
+        sizes += part.sizes
     rows = int(sizes.sum())
     header = bytearray(empty[: -_SECTION.size])
     assert empty[-_SECTION.size :] == _SECTION.pack(b"ilar", num_lists, code_size, b"sprs", 0), "FAISS's layout is new"

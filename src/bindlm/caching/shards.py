@@ -59,12 +59,6 @@ class Ids:
             )
         self._rows.add_many(digests, rows)
 
-    def find(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """Rows of ids `(n,)`; -1 for those that are not there."""
-        from bindlm.training.features.digests import as_rows, key_digest
-
-        return self._rows.look_up(as_rows([key_digest(each) for each in ids]))
-
 
 class EntryWriter:
     """A Parquet file of ids, captions and sources that is written a chunk at a time."""

@@ -7,6 +7,7 @@ from bindlm.caching.arrays import ArraySource, Columns, ParquetSource, numbered_
 from bindlm.caching.chunks import CacheSource
 from bindlm.caching.stores import StoreSource
 from bindlm.errors import ConfigError
+from bindlm.folder import SUFFIXES
 
 IMAGE_EMBEDDINGS, METADATA = "img_emb", "metadata"
 """Folders of clip-retrieval's output."""
@@ -26,7 +27,9 @@ def source_kind(path: str | os.PathLike[str]) -> str:
             return "features"
         if (path / IMAGE_EMBEDDINGS).is_dir():
             return "clip-retrieval"
-        suffixes = {os.path.splitext(name)[1] for name in os.listdir(path) if not name.startswith(".")}
+        suffixes = {os.path.splitext(name)[1].lower() for name in os.listdir(path) if not name.startswith(".")}
+        if suffixes & set(SUFFIXES["image"]):
+            return "pictures"
         return "npy" if _NPY in suffixes else "parquet" if _PARQUET in suffixes else "pictures"
     if path.is_file() and path.suffix in (_NPY, _PARQUET):
         return path.suffix[1:]
