@@ -15,6 +15,8 @@ from bindlm.checkpoints import load_language_model
 from bindlm.checkpoints.quantization import build_quantized, quantization_of
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.modeling import BindLMForConditionalGeneration
+from bindlm.training.stage_recipe import TuningConfig
+from bindlm.tuning.stages import prepare_stage
 
 from .tiny import (
     DECODERS,
@@ -191,15 +193,10 @@ def test_gradients_reach_what_is_trained_and_point_where_they_did(case: Any) -> 
 
 @pytest.mark.parametrize("word", WORDS)
 def test_adapters_train_on_a_quantised_base_and_two_steps_move_all(word: str) -> None:
-    """LoRA by PEFT, and biases and norms in fp32 on a base in bf16, under autocast as a stage trains them."""
-    language_model = quantized("llama", word, torch.bfloat16)
-    model = tiny_model(language_model=language_model, reference="elsewhere", gate=0.3).train()
-    model.add_lora(LORA)
-    model.add_tuned(norms=True, biases=["o_proj", "down_proj"])
-    model.requires_grad_(False)
-    for parameter in [*model.lora_parameters(), *model.tuned_parameters()]:
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(True)
+    """LoRA by PEFT, biases and norms in fp32 on a base in bf16, set up by a stage and trained under autocast."""
+    model = tiny_model(language_model=quantized("llama", word), reference="elsewhere").train()
+    prepare_stage(model, "instruct", TuningConfig(frozen_dtype="bfloat16", biases=("o_proj", "down_proj")))
+    assert model.language_model.lm_head.weight.dtype == torch.bfloat16
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     before = {name: p.detach().clone() for name, p in trained.items()}
     optimizer = torch.optim.SGD(trained.values(), lr=0.5)
@@ -210,7 +207,7 @@ def test_adapters_train_on_a_quantised_base_and_two_steps_move_all(word: str) ->
             loss = model(input_ids=ids, labels=ids, joint_embedding=unit_rows(2)).loss
         loss.backward()
         optimizer.step()
-    assert len(trained) == 4 * NUM_LAYERS + 2 * NUM_LAYERS + 2 * NUM_LAYERS + 1
+    assert len(trained) == (2 * 7 + 2 + 2) * NUM_LAYERS + 1  # LoRA on seven linears, biases, norms
     assert {p.dtype for p in trained.values()} == {torch.float32}, "rounded on the way"
     assert [name for name, p in trained.items() if torch.equal(p, before[name])] == []
 

@@ -36,8 +36,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--encoder",
         metavar="REFERENCE",
-        help="the encoder's weights, kept by name: ImageBind's file or hub id, or for llama-adapter-v2 a folder or hub "
-        "id of CLIP ViT-L/14 (default: none)",
+        help="the encoder's weights, kept by name: ImageBind's file or hub id, or for llama-adapter-v2 a folder or "
+        "hub id of CLIP ViT-L/14 (default: none)",
     )
     parser.add_argument("--phase", choices=["pretrain", "finetune"], help="refuse an adapter of another phase")
     parser.add_argument(

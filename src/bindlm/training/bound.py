@@ -28,14 +28,18 @@ def recipe_model(recipe: ModelRecipe, *, seed: int = 0, progress: bool = True) -
         progress: whether to say on stderr what is fetched.
 
     Returns:
-        A model in fp32 with its processor, all of it frozen.
+        A model in fp32, but for a language model that is to be quantised, with its processor; all of it frozen.
 
     Raises:
         CheckpointError: a part is missing, damaged, or does not fit.
         ConfigError: the parts do not fit each other.
     """
     if recipe.start_from is not None:
-        model = load(None if recipe.start_from == MINI_NAME else recipe.start_from, progress=progress)
+        model = load(
+            None if recipe.start_from == MINI_NAME else recipe.start_from,
+            quantization=recipe.quantization,
+            progress=progress,
+        )
     else:
         model = _new_model(recipe, seed, progress)
     return model.requires_grad_(False)
@@ -48,7 +52,9 @@ def _new_model(recipe: ModelRecipe, seed: int, progress: bool) -> BindLMForCondi
             "model.encoder_weights must name the encoder's published file or folder, such as imagebind_huge.pth; an "
             "encoder that is part of a bound model comes with model.start_from."
         )
-    language_model, tokenizer = load_language_model(recipe.language_model, dtype=torch.float32, progress=progress)
+    language_model, tokenizer = load_language_model(
+        recipe.language_model, dtype=torch.float32, quantization=recipe.quantization, progress=progress
+    )
     weights = _anywhere(recipe.encoder_weights)
     settings = dict(recipe.encoder or {})
     encoder = load_published_encoder(settings, weights, progress=progress)
@@ -59,6 +65,7 @@ def _new_model(recipe: ModelRecipe, seed: int, progress: bool) -> BindLMForCondi
         encoder_weights=weights,
         bridge=recipe.bridge,
         injection=recipe.injection,
+        quantization=recipe.quantization,
     )
     torch.manual_seed(seed)
     model = BindLMForConditionalGeneration(config, language_model, encoder)

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from bindlm.checkpoints.quantization import check_quantization
 from bindlm.errors import ConfigError
 
 __all__ = [
@@ -165,8 +166,11 @@ class ModelRecipe:
     """As `BindLMConfig.bridge`."""
     injection: dict[str, Any] = field(default_factory=dict)
     """As `BindLMConfig.injection`."""
+    quantization: str | None = None
+    """`int8` or `int4`: how the frozen language model is held while the rest trains; None is in full."""
 
     def __post_init__(self) -> None:
+        check_quantization(self.quantization)
         if (self.start_from is None) == (self.language_model is None):
             raise ConfigError("ModelRecipe needs one of start_from and language_model.")
 
