@@ -69,7 +69,7 @@ def test_import_bindlm_brings_in_nothing_heavy():
 
 def test_import_bindlm_takes_under_half_a_second():
     seconds = []
-    for _ in range(5):
+    for _ in range(3):
         started = time.perf_counter()
         assert run_python("import bindlm").returncode == 0
         seconds.append(time.perf_counter() - started)

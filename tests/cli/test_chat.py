@@ -375,7 +375,7 @@ def test_bad_usage(bindlm_command, model, words):
 
 DRIVER = """
 import sys, time, types
-import bindlm
+from bindlm.cli import chat, main
 
 def answer(question, image=None, *, stream, **options):
     for word in ["Slowly"] + [" and"] * (200 if question == "slow" else 1):
@@ -384,8 +384,7 @@ def answer(question, image=None, *, stream, **options):
     return types.SimpleNamespace(text="Slowly and")
 
 encoder = types.SimpleNamespace(modalities=("image",))
-bindlm.load = lambda reference: types.SimpleNamespace(answer=answer, encoder=encoder)
-from bindlm.cli import main
+chat.load_model = lambda *_, **__: types.SimpleNamespace(answer=answer, encoder=encoder)  # without importing torch
 raise SystemExit(main(["chat"]))
 """
 
