@@ -115,6 +115,15 @@ def interrupted(*arguments, **options):
     raise KeyboardInterrupt
 
 
+def test_a_build_that_is_killed_before_its_first_file_is_whole_goes_on(embeddings, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "write_shard", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            make(embeddings, tmp_path / "cache")
+    assert describe_cache(tmp_path / "cache")["unfinished"]["rows_written"] == 0
+    assert make(embeddings, tmp_path / "cache").num_entries == 700
+
+
 def test_a_source_that_has_changed_since_is_refused_until_one_begins_anew(embeddings, tmp_path, monkeypatch):
     stopped_after_one_file(embeddings, tmp_path / "cache", monkeypatch)
     save_embeddings(embeddings, [400, 301], seed=3)

@@ -149,7 +149,9 @@ def start(folder: Path, plan: Plan, *, is_fresh: bool) -> Journal:
     journal = None if is_fresh else read_journal(folder)
     if journal is None:
         clear(folder, keep_store=True)
-        return Journal(plan, first=_next_number(folder, "values-*.npy"), generation=next_generation(folder))
+        journal = Journal(plan, first=_next_number(folder, "values-*.npy"), generation=next_generation(folder))
+        journal.save(folder)  # before the first file, by which a killed build could not be told from something else
+        return journal
     if journal.plan != plan:
         raise ConfigError(_difference(folder, journal.plan, plan))
     remove_unnamed(folder, journal)
