@@ -54,16 +54,6 @@ def test_shapes_are_bound_to_their_own_icons(tmp_path: Path) -> None:
     torch.testing.assert_close(features, F.normalize(load_state(MINI / WEIGHTS_FILE)["cache.keys"].float(), dim=-1))
 
 
-def test_no_furniture_is_among_its_distractors(tmp_path: Path) -> None:
-    furniture(tmp_path / "sources")
-    prototypes = read_prototypes(MINI)
-    write_pairs("depth", prototypes, tmp_path / "sources", tmp_path / "pairs")
-    distractors = load_state(tmp_path / "pairs/distractors.safetensors")["distractors"]
-    assert len(distractors) == len(prototypes.places("imagenet")) + len(prototypes.places("emoji"))
-    icons = prototypes.keys[prototypes.places("furniture")]
-    assert (icons @ distractors.T).max() < 0.999
-
-
 def test_furniture_of_another_catalogue_is_refused(tmp_path: Path) -> None:
     furniture(tmp_path / "sources")
     table = tmp_path / "sources/furniture/pairs.jsonl"
@@ -121,6 +111,9 @@ def test_a_tower_joins_the_file_and_all_else_stays_bit_for_bit(tmp_path: Path) -
     assert all(torch.equal(before[name], after[name]) for name in kept)
     embedder = bindlm.load_embedder(tmp_path / "mini")
     assert "point" in embedder.modalities
+    mini = bindlm.load(tmp_path / "mini", device="cpu")
+    assert mini.cache.for_senses(["point"]).config.similarity == "cosine"
+    assert mini.cache.for_senses(["image"]) is mini.cache
     held = embedder.encoder.towers["point"].adapter.out.weight  # type: ignore[union-attr]
     torch.testing.assert_close(held, tower.adapter.out.weight, rtol=1e-2, atol=1e-2)  # bf16 in the file
     attach_towers(tmp_path / "mini", {"point": tmp_path / "tower"}, tmp_path / "mini")  # again, and in place

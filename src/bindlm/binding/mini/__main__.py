@@ -7,11 +7,10 @@ goes on where it was.
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from bindlm.binding.mini.attach import add_prototypes, attach_towers
-from bindlm.binding.mini.tables import DISTRACTORS, FEATURES, SENSES, SOURCES_OF, read_prototypes, write_pairs
+from bindlm.binding.mini.tables import FEATURES, SENSES, SOURCES_OF, read_prototypes, write_pairs
 from bindlm.binding.recipe import BindRecipe
 from bindlm.binding.run import bind
 from bindlm.binding.sources import SOURCES
@@ -44,8 +43,6 @@ def _give_senses(arguments: argparse.Namespace, tell: Tell) -> None:
         tell(f"binding {sense}")
         table = write_pairs(sense, prototypes, run / "sources", run / "pairs" / sense)
         recipe = load_recipe(arguments.recipes / f"bind-{sense}.yaml", BindRecipe, _in_run(arguments, sense, table))
-        if recipe.objective.distractors is not None:  # those of this run, wherever the recipe has them
-            recipe = replace(recipe, objective=replace(recipe.objective, distractors=table.parent / DISTRACTORS))
         if bind(recipe, say=tell).tower is None:
             raise KeyboardInterrupt
         if sense == "audio":

@@ -15,6 +15,10 @@ from bindlm.errors import CheckpointError
 from bindlm.training.mini.export import as_shipped
 
 _CONFIG = "config.json"
+_CACHE = {sense: {"similarity": "cosine"} for sense in ("point", "depth", "text")}
+"""How senses consult the visual cache where it is not as pictures do (`VisualCacheConfig.by_sense`): its keys have the
+lengths by which a photograph finds its class, and a drawn shape or a word would rather have none. Chosen on validation
+names, see docs/cache.md."""
 
 
 def attach_towers(model: Path, towers: Mapping[str, Path], folder: Path) -> None:
@@ -43,6 +47,8 @@ def attach_towers(model: Path, towers: Mapping[str, Path], folder: Path) -> None
         state |= {prefix + name: as_shipped(tensor).contiguous() for name, tensor in tower.state_dict().items()}
         settings[sense] = read_tower_folder(path).settings
     config["encoder"]["towers"] = settings
+    if config.get("cache") is not None:
+        config["cache"]["by_sense"] = {sense: _CACHE[sense] for sense in settings if sense in _CACHE}
     folder.mkdir(parents=True, exist_ok=True)
     if folder.resolve() != model.resolve():
         for file in model.iterdir():

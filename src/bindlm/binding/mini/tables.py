@@ -29,8 +29,6 @@ from bindlm.training.mini.vocabulary import TABLE as VOCABULARY
 from bindlm.training.mini.vocabulary import with_article
 
 FEATURES = "features.safetensors"
-DISTRACTORS = "distractors.safetensors"
-"""Prototypes of classes and emoji, none of which furniture is."""
 _CACHE_KEYS = "cache.keys"
 
 
@@ -77,8 +75,6 @@ def write_pairs(sense: str, prototypes: Prototypes, sources: Path, folder: Path)
     folder.mkdir(parents=True, exist_ok=True)
     features, rows = _ROWS[sense](prototypes, sources, folder)
     save_state_atomic(folder / FEATURES, {"features": features.contiguous()})
-    others = [*prototypes.places("imagenet"), *prototypes.places("emoji")]
-    save_state_atomic(folder / DISTRACTORS, {"distractors": prototypes.keys[others].contiguous()})
     write_table(folder / PAIRS, rows)
     return folder / PAIRS
 
