@@ -70,7 +70,7 @@ class JointVectors:
         random = np.random.default_rng([self.seed, 2])
         own = random.standard_normal((rows, self.dim), dtype=np.float32)
         own = _unit(own / np.sqrt(self.dim) + (own * self._between) @ self._rotation)
-        rest = np.sqrt(1 - self.pull**2 - self.gap**2)
+        rest = float(np.sqrt(1 - self.pull**2 - self.gap**2))  # a float, for a number of NumPy would make all fp64
         return _unit(self.pull * self.chunk(_HELD_OUT + 1, rows) + self.gap * self._gap + rest * own)
 
     def _draw(self, random: np.random.Generator, rows: int, spectrum: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _MOST_MAPPED = 16384
 """Rows that are read before their pages are unmapped: 64 KB each, 1 GB in all."""
+_FP32_ERROR = 1e-5
+"""More than a product of unit vectors of some thousand numbers is off by in fp32."""
 _PARQUET_MAGIC = b"PAR1"
 _FAISS_HEAD = 16
 """Bytes of what every FAISS index begins with: its kind (4), its width (4) and its rows (8)."""
@@ -68,22 +70,36 @@ class CacheValues:
         Raises:
             CheckpointError: a row is not of unit length, as each was when it was written.
         """
-        vectors, lengths = self._read(rows)
-        return (vectors / lengths[:, None]).numpy()
+        vectors = self._read(rows).double()
+        return (vectors / self._lengths(vectors)[:, None]).numpy()
 
-    def cosines(self, rows: "np.ndarray", query: "np.ndarray") -> "np.ndarray":
-        """Products of rows, at unit length, and a query `(D_joint,)`: `(n,)` fp64.
+    def cosines(self, rows: "np.ndarray", query: "np.ndarray", top_k: int) -> "np.ndarray":
+        """Products of rows, at unit length, and a query `(D_joint,)` fp32: `(n,)` fp32.
+
+        Those among the ``top_k`` greatest, or so near to them that they might be, are taken in fp64 and rounded: the
+        order of a sum, which a batch may change, does not show, and equal rows stay equal. For all others fp32 is
+        exact enough to tell that they are not, and a quarter of the time.
 
         Raises:
             CheckpointError: see `take`.
         """
         import torch
 
-        vectors, lengths = self._read(rows)
-        return (vectors @ torch.from_numpy(query).double() / lengths).numpy()
+        taken, target = self._read(rows), torch.from_numpy(query)
+        vectors = taken.float()
+        products = vectors @ target / self._lengths(vectors)
+        if top_k < len(rows):
+            edge = products.topk(top_k).values[-1] - _FP32_ERROR * target.norm()
+            near = (products >= edge).nonzero()[:, 0]
+            taken = taken[near]
+        else:
+            near = torch.arange(len(rows))
+        exact = taken.double()
+        products[near] = (exact @ target.double() / self._lengths(exact)).float()
+        return products.numpy()
 
-    def _read(self, rows: "np.ndarray") -> tuple["Tensor", "Tensor"]:
-        """Rows `(n, D_joint)` fp64 and their lengths `(n,)`, by PyTorch: NumPy takes ten times as long for fp16."""
+    def _read(self, rows: "np.ndarray") -> "Tensor":
+        """Rows `(n, D_joint)` fp16, in PyTorch's hands: NumPy takes ten times as long to widen them."""
         import numpy as np
         import torch
 
@@ -93,11 +109,15 @@ class CacheValues:
             here = shards == shard
             taken[here] = self._shards[shard][rows[here] - self._starts[shard]]
         self._let_go(len(rows))
-        vectors = torch.from_numpy(taken).double()
+        return torch.from_numpy(taken)
+
+    def _lengths(self, vectors: "Tensor") -> "Tensor":
+        import torch
+
         lengths = torch.linalg.vector_norm(vectors, dim=1)
         if not bool(((lengths - 1).abs() < 0.02).all()):  # false for what is no number, too
             raise damaged(self._folder, "a vector is not of unit length")
-        return vectors, lengths
+        return lengths
 
     def _let_go(self, rows: int) -> None:
         """Unmap what was read, now and then: with each row the system maps its neighbourhood, and in the end the whole

@@ -211,8 +211,7 @@ class StoredVisualCache(VisualCacheBase):
         entries = np.unique(candidates[candidates >= 0])
         if len(entries) and (entries[-1] >= self.record.num_rows or np.isin(entries, self.files.removed).any()):
             raise damaged(self.path, "its index names rows that are not there")
-        # fp64, then rounded: the order of a sum, which a batch may change, does not show, and equal rows stay equal
-        cosines = self.files.values.cosines(entries, query).astype("float32")
+        cosines = self.files.values.cosines(entries, query, self.config.top_k)
         order = np.lexsort((entries, -cosines))
         return cosines[order], entries[order]
 
