@@ -67,11 +67,22 @@ PANDAGPT_CHAT_TEMPLATE = (
 )
 """PandaGPT's conversation, earlier rounds as its demo writes them; one medium in front, behind `<Img>`."""
 
+LLAVA_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ 'USER: ' }}{% elif message['role'] == 'assistant' %}{{ 'ASSISTANT: ' }}"
+    "{% endif %}{% for part in message['content'] %}"
+    "{{ '<image>\n' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+    "{{ eos_token if message['role'] == 'assistant' else ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+"""LLaVA v1.5's conversation as transformers' conversions of it write it, for a folder that brings none."""
+
 _PADDING: dict[str, Any] = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
 
 CHAT_TEMPLATES = {
     "chatml": CONDITIONED_CHAT_TEMPLATE,
     "alpaca": ALPACA_INPUT_CHAT_TEMPLATE,
+    "llava": LLAVA_CHAT_TEMPLATE,
     "pandagpt": PANDAGPT_CHAT_TEMPLATE,
 }
 """Chat templates that a folder may name in place of writing them out."""
@@ -160,7 +171,8 @@ class BindLMProcessor(ProcessorMixin):
         is_piecewise: whether the text between special places (the first token, media) is tokenised piece by piece, as
             the LLaMA releases do; their tokenizers treat the beginning of a text unlike its middle.
         placeholder: where media have a place in the text, the token `id` that stands there and `num_tokens`, how often
-            for each medium; None where they have none.
+            for each medium; with `token`, what that id is in words ("<image>"), the templates are ones of transformers
+            that take parts and write it themselves. None where media have no place in the text.
         may_lack_tokenizer: whether a folder without a tokenizer is opened; the model then takes ids, and no questions.
         pictures: who prepares pictures: this processor, or, with "encoder", the model's encoder, as published
             encoders do. The processor then takes text only, and pictures go to `model.ask` and `model.embed`.
@@ -180,7 +192,7 @@ class BindLMProcessor(ProcessorMixin):
         pictures: str = "processor",
         text_chat_template: str | None = None,
         is_piecewise: bool = False,
-        placeholder: Mapping[str, int] | None = None,
+        placeholder: Mapping[str, Any] | None = None,
         may_lack_tokenizer: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -190,10 +202,15 @@ class BindLMProcessor(ProcessorMixin):
         self.tokenizer = tokenizer
         self.conditioned_chat_template = CHAT_TEMPLATES.get(conditioned_chat_template, conditioned_chat_template)
         self.text_chat_template = CHAT_TEMPLATES.get(text_chat_template or "", text_chat_template)
-        self.is_piecewise = is_piecewise or placeholder is not None
         self.placeholder = dict(placeholder) if placeholder is not None else None
+        self.is_piecewise = is_piecewise or (placeholder is not None and self._medium_token is None)
         self.may_lack_tokenizer = may_lack_tokenizer
         self.chat_template = None
+
+    @property
+    def _medium_token(self) -> str | None:
+        """What templates write for a medium, where they do so themselves."""
+        return None if self.placeholder is None else self.placeholder.get("token")
 
     @classmethod
     def get_attributes(cls) -> list[str]:
@@ -243,6 +260,13 @@ class BindLMProcessor(ProcessorMixin):
         if self.is_piecewise and kwargs.get("add_special_tokens") is False:
             return dict(tokenizer.pad({"input_ids": [self._pieces(text) for text in texts]}, **_PADDING))
         options = {"padding": True, "padding_side": "left", "return_tensors": "pt", **kwargs}
+        if self.placeholder is not None and self._medium_token is not None:
+            texts = [
+                text.replace(self._medium_token, self._medium_token * self.placeholder["num_tokens"]) for text in texts
+            ]
+            # as transformers' processors do: a template that writes the first token itself gets no second one
+            begun = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
+            options["add_special_tokens"] = not begun
         encoded = tokenizer(texts, **options)
         return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
@@ -272,8 +296,12 @@ class BindLMProcessor(ProcessorMixin):
         tokenizer = self._needed_tokenizer()
         texts = [_text_of(message) for message in messages]
         if self.placeholder is not None:
-            texts = [text.replace(MEDIUM, "") for text in texts]
-        plain = [{"role": message["role"], "content": text} for message, text in zip(messages, texts, strict=True)]
+            texts = [text.replace(self._medium_token or MEDIUM, "") for text in texts]
+        plain: list[dict[str, Any]] = [
+            {"role": message["role"], "content": text} for message, text in zip(messages, texts, strict=True)
+        ]
+        if self._medium_token is not None:
+            plain = _in_parts(plain, is_conditioned=is_conditioned)
         template = self.conditioned_chat_template if is_conditioned else self.text_chat_template
         return tokenizer.apply_chat_template(
             plain,
@@ -463,6 +491,15 @@ def _shown(value: Any) -> str:
 
 def _text_of(message: Mapping[str, Any]) -> str:
     return "\n".join(part["text"] for part in _parts(message) if part["type"] == "text")
+
+
+def _in_parts(messages: Sequence[Mapping[str, Any]], *, is_conditioned: bool) -> list[dict[str, Any]]:
+    """Messages as transformers' templates of several senses take them, the medium in front of the first question."""
+    told = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+    first = next((message for message in told if message["role"] == "user"), None)
+    if is_conditioned and first is not None:
+        first["content"] = [{"type": "image"}, *first["content"]]
+    return told
 
 
 def _last_picture(messages: Sequence[Mapping[str, Any]]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bindlm.checkpoints.mapped import open_mapped
-from bindlm.encoders import bound, clip, clip_tokens, imagebind, languagebind, pe_av, point_bind
+from bindlm.encoders import bound, clip, clip_tokens, imagebind, languagebind, patches, pe_av, point_bind
 from bindlm.encoders.absent import AbsentEncoder
 from bindlm.encoders.base import JointEncoder
 from bindlm.encoders.hosted import read_json
@@ -61,6 +61,7 @@ ENCODER_FAMILIES: dict[str, EncoderFamily] = {
     clip_tokens.CLIP_TOKENS_BGR: EncoderFamily(clip_tokens.build_bgr, clip_tokens.load_bgr),
     "tower": EncoderFamily(bound.build, bound.load, model_types=(bound.MODEL_TYPE,)),
     "none": EncoderFamily(AbsentEncoder),
+    "patches": EncoderFamily(patches.build),
     "pe_av": EncoderFamily(pe_av.build, pe_av.from_folder, model_types=tuple(pe_av.PE_AV_FAMILIES)),
 }
 """Family name to its row; where a file fits two, the first counts. A new family is one row and one file."""
