@@ -29,7 +29,7 @@ from bindlm.space.cache_format import CacheSettings
 
 from .cache_case import FINGERPRINT, LISTS, Choice, files_of, save_embeddings, unit, vectors
 
-KINDS = [Choice(), LISTS, Choice("IVF8,Flat", {"nprobe": 8}), Choice("PCA8,IVF8,SQ8", {"nprobe": 8}, 8)]
+KINDS = [Choice(), LISTS, Choice("IVF8,Flat", {"nprobe": 8}), Choice("PCA14,IVF8,SQ8", {"nprobe": 8}, 20)]
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,8 @@ from bindlm.space.cache_format import CacheRecord, read_record
 
 SAMPLE = 256
 """Entries that are looked up by their own vectors."""
+_MAY_MISS = 0.05
+"""Share of them that codes which leave something out may lose; an index of other vectors loses nearly all."""
 _SAME = 2e-3
 """Cosines that fp16 vectors of unit length cannot tell apart."""
 
@@ -142,7 +144,7 @@ def _look_up(folder: Path, record: CacheRecord, values: ValueFiles, sample: int,
     cosines, found = StoredVisualCache.open(folder).search(torch.from_numpy(queries))
     is_found = (found[:, 0].numpy() == rows) | (cosines[:, 0].numpy() >= 1 - _SAME)
     report.sampled, report.found = len(rows), int(is_found.sum())
-    if not is_found.all():
+    if report.found < (1 - _MAY_MISS) * len(rows):
         lost = int(rows[np.argmin(is_found)])
         report.problems.append(
             f"{len(rows) - report.found} of {len(rows)} sampled entries are not found by their own vectors, such as "

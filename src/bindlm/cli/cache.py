@@ -186,9 +186,8 @@ def run_verify(options: Namespace) -> int:
         print_json({"path": str(options.cache), "is_sound": found.is_sound, **vars(found)})
     elif found.is_sound:
         print(f"{printable(str(options.cache))} is sound: {found.files} files, {size(found.bytes)} as written")
-        print(
-            f"{found.entries:,} entries, each once in the index; {found.found} of {found.sampled} looked up, all found"
-        )
+        looked_up = f"{found.found} of {found.sampled} sampled find themselves"
+        print(f"{found.entries:,} entries, each once in the index; {looked_up}")
     else:
         for problem in found.problems:
             print(f"{printable(str(options.cache))}: {printable(problem)}")
