@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+MARKERS := not network and not exhaustive
 
 PY := .venv/bin/python
 STAMPS := .venv/.bindlm
@@ -14,11 +15,12 @@ unexport PYTHONHOME PYTHONPATH PYTHONDONTWRITEBYTECODE
 
 # The steps are in line anyway, and two pips in one .venv would tread on each other.
 .NOTPARALLEL:
-.PHONY: help chat test check mini senses bench clean stale
+.PHONY: help chat test test-all check mini senses bench clean stale
 
 help:
 	@echo "make chat   install, then ask the mini about the bundled picture and stay in the conversation"
-	@echo "make test   install, then lint, types and the whole test suite"
+	@echo "make test   install, then lint, types and the test suite, as CI does"
+	@echo "make test-all  the same with the exhaustive tests: every setting, and compilers at work"
 	@echo "make check  while working: format, lint, types, fast tests"
 	@echo "make mini   train the mini again from nothing (ARGS=... goes to bindlm.training.mini)"
 	@echo "make senses bind the mini's other senses again (SENSES='audio point depth text')"
@@ -31,13 +33,17 @@ chat: $(STAMPS)/base
 	@echo "[3/3] asking the model about the bundled picture"
 	@$(PY) -m bindlm chat --demo $(ARGS)
 
-# Nothing may print after pytest: its summary is the last line, here and in .ci/run.
+# Nothing may print after pytest: its summary is the last line, here and in .ci/run. The types are one of its tests, so
+# that the other process does not wait for mypy. A file's tests stay in one process, which has its fixtures.
 test: $(STAMPS)/test
 	@echo "[3/3] checking: ruff, mypy, pytest"
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m mypy
-	@$(PY) -m pytest -m "not network" --numprocesses auto --dist loadfile $(ARGS)
+	@$(PY) -m pytest -m "$(MARKERS)" \
+	  --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-all: MARKERS := not network
+test-all: test
 
 check: $(STAMPS)/test
 	@$(PY) -m ruff format .

@@ -16,7 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # A shared machine can be slow for a second, and a run of CI must not depend on luck.
 hypothesis.settings.register_profile("default", deadline=None)
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +24,9 @@ MINI_WEIGHTS = ROOT / "src" / "bindlm" / "mini" / "model.safetensors"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Files with slow tests first, or one process would be left with them while the others wait.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not on_gpu:
         return

@@ -49,7 +49,7 @@ def write_sparse(path: Path, shapes: Shapes) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system gives mapped pages back as it likes")
-@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+@pytest.mark.parametrize("kind", [pytest.param("pth", marks=pytest.mark.exhaustive), "safetensors"])
 def test_conversion_holds_one_tensor_at_a_time(kind: str, tmp_path: Path) -> None:
     adapter = write_sparse(tmp_path / "adapter.safetensors", imagebind_llm_shapes(SIZES, BIND, ROWS))
     if kind == "pth":

@@ -177,8 +177,8 @@ def test_prompts_of_the_top_layers_leave_lower_ones_alone() -> None:
     assert not torch.equal(before[-1], after[-1])
 
 
-# flex attention is compiled first, which takes a minute
-@pytest.mark.parametrize("implementation", ["sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)])
+# flex attention is compiled first
+@pytest.mark.parametrize("implementation", ["sdpa", pytest.param("flex_attention", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("form", ["value path", "visual queries"])
 @torch.no_grad()
 def test_attention_implementations_agree_with_eager(form: str, implementation: str) -> None:

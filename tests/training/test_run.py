@@ -169,7 +169,7 @@ def test_what_cannot_be_is_said_before_training(folder: Path, tmp_path: Path, ov
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # test_distributed.py compares the trainer itself under both ways of sharing
 def test_two_processes_learn_what_one_does(folder: Path, result: StageResult, tmp_path: Path) -> None:
     words = ["train", str(folder / "recipe.yaml"), f"output={tmp_path}", f"features.path={tmp_path / 'features'}"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "bindlm", *words]

@@ -57,9 +57,21 @@ def test_traced_layers_train_as_plain_ones() -> None:
     assert_same(traced, plain, length=8)
 
 
+EXHAUSTIVE = pytest.mark.exhaustive
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("use_reentrant", [None, False, True])
-@pytest.mark.parametrize("has_lora", [False, True])
+@pytest.mark.parametrize(
+    ("has_lora", "use_reentrant"),
+    [
+        (False, None),
+        (True, False),
+        pytest.param(False, False, marks=EXHAUSTIVE),
+        pytest.param(False, True, marks=EXHAUSTIVE),
+        pytest.param(True, None, marks=EXHAUSTIVE),
+        pytest.param(True, True, marks=EXHAUSTIVE),
+    ],
+)
 def test_compiled_layers_train_as_plain_ones(has_lora: bool, use_reentrant: bool | None) -> None:
     """All but the writing of machine code, which needs gcc."""
     torch._dynamo.reset()
@@ -88,7 +100,7 @@ def test_one_compilation_serves_every_layer() -> None:
     assert graphs[0] == graphs[1] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_to_machine_code_they_agree_too() -> None:
     """In a process of its own: the compiler's build tools refuse one that has imported the old distutils."""
