@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bindlm.errors import CheckpointError
 
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 16 << 20
 """Of codes and ids that are in memory while lists are put together."""
 _SECTION = struct.Struct("<4sQQ4sQ")
 """`ilar`, lists, bytes of a code, `full` or `sprs`, numbers that follow."""
