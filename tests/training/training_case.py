@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from transformers import TrainerCallback
 
 from bindlm.modeling import BindLMForConditionalGeneration
 from bindlm.training.trainer import TrainResult, fit
@@ -102,3 +103,23 @@ def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> Non
     assert one.keys() == other.keys()
     different = [name for name in one if not torch.equal(one[name], other[name])]
     assert not different, f"{len(different)} of {len(one)} tensors differ: {different[:3]}"
+
+
+class At(TrainerCallback):
+    """Does something after a step, before it is saved."""
+
+    def __init__(self, step: int, action: Any) -> None:
+        self.step = step
+        self.action = action
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            self.action()
+
+
+class Stop(Exception):
+    """What ends a run in the middle."""
+
+
+def stop() -> None:
+    raise Stop
