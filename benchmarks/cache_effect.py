@@ -21,7 +21,7 @@ import torch
 
 import bindlm
 from bindlm.evaluation.answer_book import AnswerBook
-from bindlm.evaluation.cache_effect import ALPHAS, TOP_KS, measure_panel, settings_grid
+from bindlm.evaluation.cache_effect import ALPHAS, TOP_KS, measure_panel, settings_grid, shipped_setting
 from bindlm.evaluation.cache_effect_keys import KEYS, choose_keys, keys_table
 from bindlm.evaluation.cache_effect_media import Panel, embed_once, load_panels
 from bindlm.evaluation.cache_effect_report import as_markdown, draw_effect, report_panel
@@ -65,11 +65,15 @@ def some_of(panel: Panel, limits: Sequence[str]) -> tuple[Panel, list[int]]:
 
 def measure_grid(book: AnswerBook, options: argparse.Namespace) -> dict[str, Any]:
     """The whole table of alpha by k on one split."""
-    temperature = book.bound.cache.config.temperature
-    settings = settings_grid(options.alphas, options.top_ks, temperature=temperature, paper_k=options.paper_k or None)
     entries, panels = cache_entries(book.bound), []
     for panel, joint in held_out(book.bound, options.split, options):
         start = time.perf_counter()
+        settings = settings_grid(
+            shipped_setting(book.bound.cache, panel.sense),
+            options.alphas,
+            options.top_ks,
+            paper_k=options.paper_k or None,
+        )
         panels.append(report_panel(panel, *measure_panel(book, panel, joint, settings, entries)))
         print(f"{panel.title}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     print(as_markdown(panels), flush=True)

@@ -19,6 +19,7 @@ from bindlm.evaluation.cache_effect import (
     nearest_entries,
     right_answers,
     settings_grid,
+    shipped_setting,
 )
 from bindlm.evaluation.cache_effect_choice import choose, choose_on_halves
 from bindlm.evaluation.cache_effect_keys import KEYS, choose_keys, keys_table, scaled_keys
@@ -47,7 +48,7 @@ def book(tmp_path: Path) -> AnswerBook:
 
 
 def test_the_grid_has_the_cache_off_once() -> None:
-    grid = settings_grid((0.0, 0.5, 1.0), (1, 3), temperature=20.0, paper_k=2)
+    grid = settings_grid(Setting(0.7, 3, 20.0), (0.0, 0.5, 1.0), (1, 3), paper_k=2)
     assert [str(each) for each in grid] == [
         "off",
         "alpha 0.5, k 1, t 20",
@@ -57,7 +58,7 @@ def test_the_grid_has_the_cache_off_once() -> None:
         "alpha 0.5, k 2, paper",
         "alpha 1, k 2, paper",
     ]
-    assert len(settings_grid((0.5,), (1, 3), temperature=20.0, paper_k=None)) == 2
+    assert len(settings_grid(Setting(0.7), (0.5,), (1, 3), paper_k=None)) == 2
 
 
 def test_a_setting_consults_the_same_entries_in_its_own_way(book: AnswerBook) -> None:
@@ -68,6 +69,19 @@ def test_a_setting_consults_the_same_entries_in_its_own_way(book: AnswerBook) ->
     torch.testing.assert_close(paper.enhance(joint), torch.einsum("bk,bkd->bd", similarity, cache.keys[entries]))
     assert paper.keys is cache.keys
     torch.testing.assert_close(cache.enhance(joint), before)
+
+
+def test_a_sense_is_measured_by_its_own_settings(book: AnswerBook) -> None:
+    cache = book.bound.cache
+    assert shipped_setting(cache, "point") == Setting(0.5, 3, 20.0)
+    cache.config.by_sense = {"point": {"similarity": "cosine", "alpha": 0.9}}
+    own = shipped_setting(cache, "point")
+    assert str(own) == "alpha 0.9, k 3, t 20, by cosine"
+    cache.keys[0] *= 9
+    joint = tiny.unit_rows(4, seed=3)
+    torch.testing.assert_close(own.apply(cache).enhance(joint), cache.for_senses(["point"]).enhance(joint))
+    cache.config.modalities = ("audio",)
+    assert str(shipped_setting(cache, "point")) == "off"
 
 
 def test_more_neighbours_than_entries_are_refused(book: AnswerBook) -> None:
@@ -220,7 +234,7 @@ def test_keys_are_chosen_on_one_part_and_counted_on_the_other(book: AnswerBook) 
 
 def test_a_report_is_tables_and_a_plot(book: AnswerBook, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    settings = settings_grid((0.0, 0.5, 1.0), (1, 3), temperature=20.0, paper_k=2)
+    settings = settings_grid(Setting(0.7, 3, 20.0), (0.0, 0.5, 1.0), (1, 3), paper_k=2)
     joint = book.bound.cache.keys[[3, 4, 6, 1, 0]]
     panel = report_panel(PANEL, *measure_panel(book, PANEL, joint, settings, NAMED), repeats=3)
     assert json.loads(json.dumps(panel)) == panel

@@ -20,7 +20,7 @@ from bindlm.evaluation.senses.answers import cache_without, check_entries
 from bindlm.evaluation.senses.counting import all_names
 from bindlm.evaluation.senses.exam import Exam, Item
 from bindlm.evaluation.senses.measure import own_entries
-from bindlm.space import CacheWeighting, VisualCache
+from bindlm.space import CacheSimilarity, CacheWeighting, VisualCache, VisualCacheConfig
 
 ALPHAS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 TOP_KS = (1, 3, 10, 30)
@@ -40,6 +40,13 @@ class Setting:
     """Factor on the cosines before the softmax; only that weighting reads it."""
     weighting: CacheWeighting = CacheWeighting.SOFTMAX
     """The release's softmax, or the paper's raw cosines."""
+    similarity: CacheSimilarity = CacheSimilarity.INNER_PRODUCT
+    """What finds the neighbours."""
+
+    @classmethod
+    def of(cls, config: VisualCacheConfig) -> "Setting":
+        """The one that a cache has, of those that `VisualCacheBase.for_senses` gives."""
+        return cls(config.alpha, config.top_k, config.temperature, config.weighting, config.similarity)
 
     def apply(self, cache: VisualCache) -> VisualCache:
         """A cache of the same entries, consulted in this way.
@@ -47,13 +54,7 @@ class Setting:
         Raises:
             ConfigError: an impossible value, such as more neighbours than entries.
         """
-        config = replace(
-            cache.config,
-            alpha=self.alpha,
-            top_k=self.top_k,
-            temperature=self.temperature,
-            weighting=self.weighting,
-        )
+        config = replace(cache.config, by_sense={}, **vars(self))
         with torch.device("meta"):  # the tensors are shared, not made anew for each setting
             other = VisualCache(config)
         other.keys, other.values = cache.keys, cache.values
@@ -63,25 +64,45 @@ class Setting:
         if self.alpha == 0:
             return "off"
         how = "paper" if self.weighting is CacheWeighting.COSINE else f"t {self.temperature:g}"
-        return f"alpha {self.alpha:g}, k {self.top_k}, {how}"
+        by = ", by cosine" if self.similarity is CacheSimilarity.COSINE else ""
+        return f"alpha {self.alpha:g}, k {self.top_k}, {how}{by}"
+
+
+def off(shipped: Setting) -> Setting:
+    """The cache off; one setting for all that differ in nothing else."""
+    return replace(shipped, alpha=0.0, top_k=1, weighting=CacheWeighting.SOFTMAX)
+
+
+def shipped_setting(cache: VisualCache | None, sense: str) -> Setting:
+    """How a model's cache meets one sense.
+
+    Raises:
+        ConfigError: there is no cache.
+    """
+    if cache is None:
+        raise ConfigError("The model has no visual cache whose effect could be measured.")
+    met = cache.for_senses([sense])
+    return Setting.of(met.config) if met is not None else off(Setting.of(cache.config.for_sense(sense)))
 
 
 def settings_grid(
-    alphas: Sequence[float] = ALPHAS, top_ks: Sequence[int] = TOP_KS, *, temperature: float, paper_k: int | None = 10
+    shipped: Setting, alphas: Sequence[float] = ALPHAS, top_ks: Sequence[int] = TOP_KS, *, paper_k: int | None = 10
 ) -> list[Setting]:
     """The settings to measure; alpha 0, where k says nothing, once.
 
     Args:
+        shipped: gives temperature and similarity.
         alphas: shares.
         top_ks: numbers of neighbours.
-        temperature: of the release's softmax.
         paper_k: neighbours of the paper's weighting; None leaves it out.
     """
-    grid = [Setting(0.0, top_ks[0], temperature)] * (0.0 in alphas)
+    plain = replace(shipped, weighting=CacheWeighting.SOFTMAX)
     pulled = [alpha for alpha in alphas if alpha]
-    grid += [Setting(alpha, top_k, temperature) for top_k in top_ks for alpha in pulled]
+    grid = [off(shipped)] * (0.0 in alphas)
+    grid += [replace(plain, alpha=alpha, top_k=top_k) for top_k in top_ks for alpha in pulled]
     if paper_k is not None:
-        grid += [Setting(alpha, paper_k, temperature, CacheWeighting.COSINE) for alpha in pulled]
+        paper = replace(shipped, top_k=paper_k, weighting=CacheWeighting.COSINE)
+        grid += [replace(paper, alpha=alpha) for alpha in pulled]
     return grid
 
 
@@ -112,9 +133,11 @@ def right_answers(items: Sequence[Item], texts: Sequence[str]) -> Tensor:
     ).reshape(-1, 2)
 
 
-def nearest_entries(joint: Tensor, cache: VisualCache, entries: Sequence[CacheEntry]) -> list[str]:
-    """Name and kind of each medium's nearest entry: what could be said without a language model."""
-    nearest = replace(Setting(1.0, top_k=1), temperature=cache.config.temperature).apply(cache)
+def nearest_entries(
+    joint: Tensor, cache: VisualCache, entries: Sequence[CacheEntry], setting: Setting = Setting(1.0)
+) -> list[str]:
+    """Name and kind of each medium's nearest entry, by a setting's similarity: what needs no language model."""
+    nearest = replace(setting, top_k=1).apply(cache)
     places = nearest.search(joint.to(cache.keys.device))[1][:, 0]
     return [f"{entries[place].name}, {entries[place].kind}" for place in places.tolist()]
 
@@ -140,25 +163,21 @@ def measure_panel(
         CheckpointError: the names are not those of its cache.
     """
     cache = book.bound.cache
-    if cache is None:
-        raise ConfigError("The model has no visual cache whose effect could be measured.")
+    shipped = shipped_setting(cache, panel.sense)
     check_entries(cache, entries)
-    config = cache.config
-    shipped = Setting(config.alpha, config.top_k, config.temperature, config.weighting)
-    off = Setting(0.0, config.top_k, config.temperature)
     own = own_entries(Exam(panel.sense, panel.items, own_sources=panel.own_sources), entries)
-    asked = list(dict.fromkeys([*settings, shipped, off]))
+    asked = list(dict.fromkeys([*settings, shipped, off(shipped)]))
     said = answers_by_setting(book, cache, joint, asked, desc=panel.title)
     ways = {
         "model, as shipped": said[shipped],
-        "model, cache off": said[off],
-        "nearest entry, no language model": nearest_entries(joint, cache, entries),
+        "model, cache off": said[off(shipped)],
+        "nearest entry, no language model": nearest_entries(joint, cache, entries, shipped),
     }
     if own:
         rest = cache_without(cache, own)
         others = [entry for place, entry in enumerate(entries) if place not in set(own)]
         ways |= {
             f"model, as shipped{WITHOUT}": answers_by_setting(book, rest, joint, [shipped])[shipped],
-            f"nearest entry, no language model{WITHOUT}": nearest_entries(joint, rest, others),
+            f"nearest entry, no language model{WITHOUT}": nearest_entries(joint, rest, others, shipped),
         }
     return {setting: said[setting] for setting in settings}, ways

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bindlm.evaluation.answer_book import AnswerBook
-from bindlm.evaluation.cache_effect import Setting, answers_by_setting, nearest_entries, right_answers
+from bindlm.evaluation.cache_effect import Setting, answers_by_setting, nearest_entries, right_answers, shipped_setting
 from bindlm.evaluation.cache_effect_media import Panel
 from bindlm.evaluation.entries import CacheEntry
 from bindlm.evaluation.senses.answers import cache_without, check_entries
 from bindlm.evaluation.senses.exam import Exam
 from bindlm.evaluation.senses.measure import own_entries
-from bindlm.space import VisualCache
+from bindlm.space import CacheSimilarity, VisualCache
 
 KEYS: dict[str, dict[str, float]] = {
-    "as shipped": {},
+    "as they are": {},
     "icons 1": {"furniture": 1.0, "emoji": 1.0},
     "classes 1, icons 0.8": {"furniture": 0.8, "emoji": 0.8, "imagenet": 1.0},
     "all 1 (cosine)": {"furniture": 1.0, "emoji": 1.0, "imagenet": 1.0},
@@ -72,8 +72,7 @@ def choose_keys(
     """
     shown = book.bound.cache
     forms = {name: scaled_keys(shown, entries, lengths) for name, lengths in keys.items()}
-    config = shown.config
-    shipped = Setting(config.alpha, config.top_k, config.temperature, config.weighting)
+    shipped = replace(shipped_setting(shown, test[0].sense), similarity=CacheSimilarity.INNER_PRODUCT)
     settings = [replace(shipped, alpha=alpha, temperature=temperature) for alpha, temperature in choices]
     settings = list(dict.fromkeys([shipped, *settings]))
     found: dict[tuple[str, Setting], dict[str, int]] = {}
