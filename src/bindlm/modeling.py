@@ -25,6 +25,7 @@ from bindlm.attaching import FOLDER, CacheMixin, config_for
 from bindlm.bound_encoder import WEIGHTS_FILE, load_published_encoder, load_tower
 from bindlm.bridges import Bridge, build_bridge
 from bindlm.checkpoints import load_language_model, load_state, resolve
+from bindlm.checkpoints.mapped import forget
 from bindlm.checkpoints.quantization import (
     build_quantized,
     check_quantization,
@@ -32,6 +33,7 @@ from bindlm.checkpoints.quantization import (
     quantized_base_state,
 )
 from bindlm.checkpoints.state import check_shapes, dtype_of, save_state_atomic, without_ties
+from bindlm.checkpoints.unfilled import without_random_weights
 from bindlm.configuration import BindLMConfig
 from bindlm.encoders import JointEncoder, build_encoder
 from bindlm.errors import CheckpointError, ConfigError
@@ -514,7 +516,7 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
         loaded = None
         if isinstance(config.encoder_weights, str):
             loaded = load_published_encoder(config.encoder, config.encoder_weights, **fetching)
-        with torch.device("meta") if language_model is not None else torch.device("cpu"):
+        with torch.device("meta") if language_model is not None else without_random_weights():
             model = cls(config, language_model, loaded)
         trained = resolved if trained_dtype is None else dtype_of(trained_dtype)
         model._load_own_weights(folder / WEIGHTS_FILE, resolved, trained)
@@ -552,19 +554,21 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
             {name: tuple(tensor.shape) for name, tensor in state.items()},
             {name: tuple(own[name].shape) for name in names},
         )
-        # a language model that is saved here may tie its head, and assigning would cut the tie
-        is_assigned = self.config.language_model is not None or self.config.quantization is not None
-        # never language_model.to(dtype): that would round the rotary frequencies, which transformers keeps in fp32
-        self.bridge.to(trained)
-        self.injection.to(trained)
         adapters = {id(parameter) for parameter in self.lora_parameters()}
         adapted = {name for name, parameter in self.named_parameters() if id(parameter) in adapters}
         for name, tensor in state.items():
-            if is_assigned and tensor.is_floating_point():  # else copying converts, without a second model in memory
+            if tensor.is_floating_point():
                 is_base = name.startswith("language_model.") and name not in adapted
                 kept = torch.float32 if name.startswith(("encoder.", "cache.")) else dtype if is_base else trained
-                state[name] = tensor.to(kept)
-        self.load_state_dict(state, strict=False, assign=is_assigned)
+                if kept != tensor.dtype:
+                    state[name] = tensor.to(kept)
+                    forget([tensor])
+        self.load_state_dict(state, strict=False, assign=True)
+        if self.config.language_model is None and self.config.quantization is None:
+            self.language_model.tie_weights()  # assigning cut the tie of a head
+        # never language_model.to(dtype): that would round the rotary frequencies, which transformers keeps in fp32
+        self.bridge.to(trained)
+        self.injection.to(trained)
         self.encoder.requires_grad_(False)
         for parameter in self.lora_parameters():
             parameter.data = parameter.data.to(trained)
