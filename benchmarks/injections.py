@@ -19,6 +19,7 @@ shows that all of this runs.
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from bindlm.training.rehearsal import LiveBytes
 PLACEHOLDER = 4
 TARGETS = 32
 GOALS = {"additive": 1.02, "value path": 1.03}
+PHASES = ("prefill", "step", "training")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -109,11 +111,12 @@ class Bench:
         generator = torch.Generator().manual_seed(0)
         vocabulary = language_model.config.vocab_size
         self.ids = torch.randint(1000, vocabulary - 1000, (1, options.prompt_tokens), generator=generator)
-        self.phases: dict[str, Callable[[Way], float]] = {
-            f"prefill of {options.prompt_tokens}": self.prefill,
+        phases: dict[str, Callable[[Way], float]] = {
+            "prefill": self.prefill,
             "step": self.step,
-            f"training on {options.prompt_tokens}": self.train,
+            "training": self.train,
         }
+        self.phases = {name: phases[name] for name in options.phases}
 
     @torch.inference_mode()
     def prefill(self, way: Way) -> float:
@@ -185,7 +188,14 @@ class Bench:
 
 def report(bench: Bench, chosen: list[Way]) -> None:
     """Print the tables of one decoder."""
-    told = {phase: bench.ratios(chosen, measure) for phase, measure in bench.phases.items()}
+    told = {}
+    for phase, measure in bench.phases.items():
+        told[phase] = bench.ratios(chosen, measure)
+        print(
+            f"{phase}: { ({name: _spread(found) for name, found in told[phase][1].items()}) }",
+            file=sys.stderr,
+            flush=True,
+        )
     length = bench.options.prompt_tokens
     plain = "; ".join(f"{phase} {_milliseconds(bench, phase, base):.1f} ms" for phase, (base, _) in told.items())
     print(f"plain: {plain}\n")
@@ -268,7 +278,7 @@ def report_lora(options: argparse.Namespace) -> None:
 
         if not is_merged:
             bench.on = on  # type: ignore[method-assign]
-        phases = list(bench.phases.items())[:2]
+        phases = [(name, measure) for name, measure in bench.phases.items() if name != "training"]
         cells = [_spread(bench.ratios(chosen, measure)[1][chosen[1].name]) for _, measure in phases]
         what = "merged" if is_merged else "apart"
         print(f"LoRA {what}: " + ", ".join(f"{name} {cell}" for (name, _), cell in zip(phases, cells, strict=True)))
@@ -282,6 +292,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--answer-tokens", type=int, default=16, help="words that a step is averaged over")
     parser.add_argument("--only", nargs="*", default=None, help="of the injections, those with these names")
+    parser.add_argument("--phases", nargs="*", choices=PHASES, default=list(PHASES))
     parser.add_argument("--lora", action="store_true", help="also the mini with its LoRA, apart and merged")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall", help="cpu: seconds of this process alone")
@@ -289,7 +300,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     print(
-        f"torch {torch.__version__}, {options.threads} threads, {options.rounds} rounds, {options.clock} clock, fp32\n"
+        f"torch {torch.__version__}, {options.threads} threads, {options.rounds} rounds, {options.clock} clock, fp32, "
+        f"prompt of {options.prompt_tokens} tokens\n"
     )
     for name, language_model in decoders(options.models):
         print(f"**{name}**\n")

@@ -289,7 +289,7 @@ class _LayerHook(InjectionHook):
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         condition = kwargs.pop("condition", None)
-        if self.index is None:
+        if self.index is None or (condition is None and self.injection.config.needs_condition):
             return args, kwargs
         like = args[0] if args else kwargs["hidden_states"]
         if condition is not None and condition.ndim == _PRECOMPUTED_AXES:  # a step of one word: no more than this
