@@ -1,12 +1,15 @@
 """What a bound model is made of, as `config.json` keeps it."""
 
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from bindlm.checkpoints.quantization import check_quantization
-from bindlm.errors import ConfigError
+from bindlm.errors import CheckpointError, ConfigError
 
 
 class BindLMConfig(PreTrainedConfig):
@@ -120,6 +123,45 @@ def _checked_tuned(tuned: dict[str, Any] | None) -> dict[str, Any] | None:
             f"{tuned!r}."
         )
     return {"norms": norms, "biases": list(biases)} if norms or biases else None
+
+
+def built(part: str, make: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
+    """`make(**settings)`, with an unknown or missing setting named as a fault of the configuration."""
+    try:
+        return make(**settings)
+    except (TypeError, ConfigError) as error:
+        if isinstance(error, ConfigError) and not isinstance(error.__cause__, TypeError):
+            raise
+        raise ConfigError(f"BindLMConfig.{part} has an unknown setting or lacks one: {dict(settings)}.") from error
+
+
+def load_config(folder: Path) -> BindLMConfig:
+    """The configuration in a folder.
+
+    Raises:
+        CheckpointError: there is none, or it is of another kind of model.
+    """
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} has no readable config.json: bindlm did not save it.") from error
+    if kind != BindLMConfig.model_type:
+        raise CheckpointError(
+            f"{folder} holds a model of type {kind!r}, not one saved by bindlm; a plain language model has to be "
+            "bound first."
+        )
+    return BindLMConfig.from_pretrained(folder)
+
+
+def check_same_shape(config: BindLMConfig, language_model: Any) -> None:
+    """The referenced language model must be the one the bridge was trained for."""
+    expected, given = config.get_text_config(), language_model.config.get_text_config()
+    for field in ("hidden_size", "num_hidden_layers", "vocab_size"):
+        if getattr(expected, field) != getattr(given, field):
+            raise CheckpointError(
+                f"{config.language_model} has {field} {getattr(given, field)}, but this model was trained on one with "
+                f"{getattr(expected, field)}. Point `language_model` in config.json at the right one."
+            )
 
 
 AutoConfig.register("bindlm", BindLMConfig)

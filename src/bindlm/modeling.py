@@ -4,7 +4,6 @@ ImageBind-LLM (arXiv 2309.03905). The way of the data: media tensor -> joint emb
 visual cache -> bridge -> condition `(B, 1, D_lm)` -> injection into every decoder layer.
 """
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -31,14 +30,21 @@ from bindlm.checkpoints.quantization import (
     check_quantization,
     quantization_of,
     quantized_base_state,
+    without_base,
 )
 from bindlm.checkpoints.state import check_shapes, dtype_of, save_state_atomic, without_ties
 from bindlm.checkpoints.unfilled import without_random_weights
-from bindlm.configuration import BindLMConfig
+from bindlm.configuration import BindLMConfig, built, check_same_shape, load_config
 from bindlm.encoders import JointEncoder, build_encoder
-from bindlm.errors import CheckpointError, ConfigError
+from bindlm.errors import ConfigError
 from bindlm.injections import Injection, build_injection
-from bindlm.injections.placing import check_media_rows, counted_positions, spread_over_rows, spread_over_tokens
+from bindlm.injections.placing import (
+    check_media_rows,
+    counted_positions,
+    leave_out_the_cache,
+    spread_over_rows,
+    spread_over_tokens,
+)
 from bindlm.injections.prefix import IGNORED_LABEL
 from bindlm.space import VisualCache, VisualCacheBase, VisualCacheConfig
 from bindlm.space.mix import MixForm, mix_embeddings
@@ -88,7 +94,7 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
         if config.quantization is None:
             config.quantization = quantization_of(language_model)
         if encoder is None:
-            encoder = _built("encoder", build_encoder, config.encoder)
+            encoder = built("encoder", build_encoder, config.encoder)
         self.encoder = encoder.requires_grad_(False).eval()
         text_config = config.get_text_config()
         bridge = {"input_dim": self.encoder.dim, "output_dim": text_config.hidden_size, **config.bridge}
@@ -97,11 +103,11 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
                 f"The bridge is {bridge['input_dim']} -> {bridge['output_dim']}, but the encoder gives "
                 f"{self.encoder.dim} and the language model takes {text_config.hidden_size}."
             )
-        self.bridge = _built("bridge", build_bridge, bridge)
-        self.injection = _built("injection", partial(build_injection, text_config), config.injection)
+        self.bridge = built("bridge", build_bridge, bridge)
+        self.injection = built("injection", partial(build_injection, text_config), config.injection)
         self.cache = None
         if config.cache is not None and FOLDER not in config.cache:  # a folder waits for the encoder's weights
-            self.cache = VisualCache(_built("cache", VisualCacheConfig, config.cache))
+            self.cache = VisualCache(built("cache", VisualCacheConfig, config.cache))
             self._check_width(self.cache)
         biases = config.tuned["biases"] if config.tuned is not None else []
         check_bias_names(language_model, biases)
@@ -315,7 +321,7 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
         if condition is not None:
             kwargs["condition"] = condition
         if media_rows is not None or self.training:
-            _leave_out_the_cache(kwargs, is_packed=media_rows is not None)
+            leave_out_the_cache(kwargs, is_packed=media_rows is not None)
         if position_ids is None and self.injection.reads_positions:
             position_ids = counted_positions(attention_mask, tokens)
         if position_ids is not None:
@@ -476,7 +482,7 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
         dtype = kwargs.pop("torch_dtype", None) if dtype is None else dtype
         folder = resolve(pretrained_model_name_or_path, local_files_only=local_files_only, progress=progress)
         if config is None:
-            config = _load_config(folder)
+            config = load_config(folder)
         if quantization is not None:
             config.quantization = check_quantization(quantization)
         if encoder is not None:
@@ -495,7 +501,7 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
                 local_files_only=local_files_only,
                 progress=progress,
             )
-            _check_same_shape(config, language_model)
+            check_same_shape(config, language_model)
             resolved = language_model.dtype
         else:
             text_config: Any = config.text_config
@@ -539,8 +545,6 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
     def _load_own_weights(self, path: Path, dtype: torch.dtype, trained: torch.dtype) -> None:
         """Strictly load this model's own file: encoder and cache as fp32, what was trained as `trained`, or `dtype`.
 
-        Norms and biases of the language model are `dtype`: its layers take no other outside of autocast.
-
         Raises:
             CheckpointError: a missing or extra key, or a wrong shape.
         """
@@ -548,7 +552,9 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
         names = set(without_ties({name: own[name] for name in self.saved_names()}))
         state = load_state(path)
         if self.config.language_model is None and self.config.quantization is not None:
-            state, names = self._without_quantized_base(state, names)
+            mine = {id(parameter) for parameter in [*self.lora_parameters(), *self.tuned_parameters()]}
+            mine_by_name = {name for name, parameter in self.named_parameters() if id(parameter) in mine}
+            state, names = without_base(state, names, mine_by_name)
         check_shapes(
             path,
             {name: tuple(tensor.shape) for name, tensor in state.items()},
@@ -574,25 +580,6 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
             parameter.data = parameter.data.to(trained)
             parameter.requires_grad_(False)
 
-    def _without_quantized_base(self, state: dict[str, Tensor], names: set[str]) -> tuple[dict[str, Tensor], set[str]]:
-        """The rest of a file, and of the names it must hold, once its language model has been quantised."""
-        trained = {id(parameter) for parameter in [*self.lora_parameters(), *self.tuned_parameters()]}
-        kept = {name for name, parameter in self.named_parameters() if id(parameter) in trained}
-        names = {name for name in names if name in kept or not name.startswith("language_model.")}
-        return {
-            name: tensor for name, tensor in state.items() if name in names or not name.startswith("language_model.")
-        }, names
-
-
-def _built(part: str, make: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
-    """`make(**settings)`, with an unknown or missing setting named as a fault of the configuration."""
-    try:
-        return make(**settings)
-    except (TypeError, ConfigError) as error:
-        if isinstance(error, ConfigError) and not isinstance(error.__cause__, TypeError):
-            raise
-        raise ConfigError(f"BindLMConfig.{part} has an unknown setting or lacks one: {dict(settings)}.") from error
-
 
 def _checkpoint_with_adapters(
     model: BindLMForConditionalGeneration, checkpointing: Callable[..., Any], function: Callable[..., Any], *args: Any
@@ -607,43 +594,6 @@ def _num_rows(tokens: Tensor | None) -> int:
 
 def _has_no_target(labels: Tensor) -> bool:
     return not torch.compiler.is_compiling() and not bool(labels[:, 1:].ne(IGNORED_LABEL).any())
-
-
-def _leave_out_the_cache(kwargs: dict[str, Any], *, is_packed: bool) -> None:
-    """transformers tells packed samples apart only without a key-value cache, and makes one unless told not to."""
-    if kwargs.get("past_key_values") is None and not kwargs.get("use_cache"):
-        kwargs["use_cache"] = False
-    elif is_packed:
-        raise ConfigError("media_rows are for training: with a key-value cache, packed samples see each other.")
-
-
-def _load_config(folder: Path) -> BindLMConfig:
-    """The configuration in a folder.
-
-    Raises:
-        CheckpointError: there is none, or it is of another kind of model.
-    """
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} has no readable config.json: bindlm did not save it.") from error
-    if kind != BindLMConfig.model_type:
-        raise CheckpointError(
-            f"{folder} holds a model of type {kind!r}, not one saved by bindlm; a plain language model has to be "
-            "bound first."
-        )
-    return BindLMConfig.from_pretrained(folder)
-
-
-def _check_same_shape(config: BindLMConfig, language_model: PreTrainedModel) -> None:
-    """The referenced language model must be the one the bridge was trained for."""
-    expected, given = config.get_text_config(), language_model.config.get_text_config()
-    for field in ("hidden_size", "num_hidden_layers", "vocab_size"):
-        if getattr(expected, field) != getattr(given, field):
-            raise CheckpointError(
-                f"{config.language_model} has {field} {getattr(given, field)}, but this model was trained on one with "
-                f"{getattr(expected, field)}. Point `language_model` in config.json at the right one."
-            )
 
 
 AutoModelForImageTextToText.register(BindLMConfig, BindLMForConditionalGeneration)

@@ -24,6 +24,7 @@ __all__ = [
     "loading_options",
     "quantization_of",
     "quantized_base_state",
+    "without_base",
 ]
 
 QUANTIZATION_WORDS = ("int8", "int4")
@@ -120,6 +121,22 @@ def quantized_base_state(state: Mapping[str, "Tensor"], prefix: str = "language_
         for name, tensor in state.items()
         if name.startswith(prefix) and not any(part.startswith("lora_") for part in name.split("."))
     }
+
+
+def without_base(
+    state: Mapping[str, "Tensor"], names: set[str], kept: set[str], prefix: str = "language_model."
+) -> tuple[dict[str, "Tensor"], set[str]]:
+    """The rest of a file, and of the names that it must hold, once its language model has been quantised.
+
+    Args:
+        state: all of the file.
+        names: what it must hold.
+        kept: names of the language model's tensors that are the bound model's own.
+        prefix: of the language model's names.
+    """
+    names = {name for name in names if name in kept or not name.startswith(prefix)}
+    rest = {name: tensor for name, tensor in state.items() if name in names or not name.startswith(prefix)}
+    return rest, names
 
 
 def build_quantized(

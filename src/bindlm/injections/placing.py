@@ -1,5 +1,7 @@
 """Which row, or which token, of a batch of text gets which of its conditions."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -69,3 +71,11 @@ def counted_positions(attention_mask: Tensor | None, tokens: Tensor | None) -> T
     if attention_mask is None or attention_mask.ndim != 2 or tokens is None:
         return None
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+
+
+def leave_out_the_cache(kwargs: dict[str, Any], *, is_packed: bool) -> None:
+    """transformers tells packed samples apart only without a key-value cache, and makes one unless told not to."""
+    if kwargs.get("past_key_values") is None and not kwargs.get("use_cache"):
+        kwargs["use_cache"] = False
+    elif is_packed:
+        raise ConfigError("media_rows are for training: with a key-value cache, packed samples see each other.")
