@@ -27,7 +27,7 @@ def parquet() -> Any:
         import pyarrow.parquet
     except ModuleNotFoundError:
         raise ConfigError(
-            "a cache keeps its ids and captions as Parquet, and pyarrow is not installed: pip install 'bindlm[train]'"
+            "a cache keeps its ids and captions as Parquet, and pyarrow is not installed: pip install 'bindlm[cache]'"
         ) from None
     return pyarrow.parquet
 

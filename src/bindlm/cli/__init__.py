@@ -40,7 +40,7 @@ EXTRA_OF_PACKAGE = {
     "accelerate": "train",
     "datasets": "train",
     "matplotlib": "train",
-    "pyarrow": "train",
+    "pyarrow": "cache",
     "ray": "ray",
     "tensorboard": "tensorboard",
     "yaml": "train",

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-_MOST_MAPPED = 16384
-"""Rows that are read before their pages are unmapped: 64 KB each, 1 GB in all."""
 _FP32_ERROR = 1e-5
 """More than a product of unit vectors of some thousand numbers is off by in fp32."""
 _PARQUET_MAGIC = b"PAR1"
@@ -59,10 +57,15 @@ class CacheValues:
     """
 
     def __init__(self, folder: Path, record: CacheRecord, *, memory_map: bool) -> None:
+        import numpy as np
+
         self._folder = folder
         self._shards = [_values(folder, file, record.dim, memory_map=memory_map) for file in record.values]
         self._starts = list(accumulate((file.rows for file in record.values), initial=0))
-        self._num_read = 0
+        self._streams = [
+            _RowStream(folder / file.file, shard) if isinstance(shard, np.memmap) and hasattr(os, "preadv") else None
+            for file, shard in zip(record.values, self._shards, strict=True)
+        ]
 
     def take(self, rows: "np.ndarray") -> "np.ndarray":
         """Rows by number `(n,)` as `(n, D_joint)` fp64 of unit length.
@@ -107,8 +110,11 @@ class CacheValues:
         taken = np.empty((len(rows), self._shards[0].shape[1]), dtype="float16")
         for shard in np.unique(shards):
             here = shards == shard
-            taken[here] = self._shards[shard][rows[here] - self._starts[shard]]
-        self._let_go(len(rows))
+            places = rows[here] - self._starts[shard]
+            if (stream := self._streams[shard]) is not None:
+                taken[here] = stream.take(places)
+            else:
+                taken[here] = self._shards[shard][places]
         return torch.from_numpy(taken)
 
     def _lengths(self, vectors: "Tensor") -> "Tensor":
@@ -119,19 +125,37 @@ class CacheValues:
             raise damaged(self._folder, "a vector is not of unit length")
         return lengths
 
-    def _let_go(self, rows: int) -> None:
-        """Unmap what was read, now and then: with each row the system maps its neighbourhood, and in the end the whole
-        file would count as this process's. It stays in the system's cache."""
-        import mmap
 
-        self._num_read += rows
-        if self._num_read < _MOST_MAPPED or not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        self._num_read = 0
-        for shard in self._shards:
-            whole = getattr(shard, "_mmap", None)
-            if whole is not None and hasattr(whole, "madvise"):
-                whole.madvise(mmap.MADV_DONTNEED)
+class _RowStream:
+    """Rows of a mapped array, read from its file instead, where the system can (POSIX).
+
+    A row that is touched for the first time takes twice as long through a mapping, which maps its neighbourhood of 64
+    KB too; in the end all of the file would count as this process's memory. Safe in threads and after a fork.
+    """
+
+    def __init__(self, path: Path, mapped: "np.memmap") -> None:
+        try:
+            self._stream = path.open("rb")
+        except OSError:
+            raise damaged(path.parent, f"{path.name} is missing") from None
+        self._offset, self._shape = mapped.offset, mapped.shape
+        self._row_bytes = 2 * mapped.shape[1]
+
+    def take(self, rows: "np.ndarray") -> "np.ndarray":
+        """Rows `(n, D_joint)` fp16.
+
+        Raises:
+            CheckpointError: the file has become shorter.
+        """
+        import numpy as np
+
+        taken = np.empty((len(rows), self._shape[1]), dtype="<f2")
+        view, size, number = taken.data.cast("B"), self._row_bytes, self._stream.fileno()
+        for place, row in enumerate(rows.tolist()):
+            begin = place * size
+            if os.preadv(number, [view[begin : begin + size]], self._offset + row * size) != size:
+                raise CheckpointError(f"{self._stream.name} has become shorter while it was open; get the cache again")
+        return taken
 
 
 def _values(folder: Path, file: CacheFile, dim: int, *, memory_map: bool) -> "np.ndarray":
@@ -177,7 +201,7 @@ class CacheNames:
 
         if record.entries and importlib.util.find_spec("pyarrow") is None:
             raise ConfigError(
-                "the names of a cache's entries need pyarrow\ninstall it with: pip install 'bindlm[train]'"
+                "the names of a cache's entries need pyarrow\ninstall it with: pip install 'bindlm[cache]'"
             )
         self._folder = folder
         self._files = record.entries
