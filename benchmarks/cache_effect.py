@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import bindlm
-from bindlm.evaluation.answer_book import AnswerBook
+from bindlm.evaluation.answer_book import AnswerBook, stamp_of
 from bindlm.evaluation.cache_effect import ALPHAS, TOP_KS, measure_panel, settings_grid, shipped_setting
 from bindlm.evaluation.cache_effect_keys import KEYS, choose_keys, keys_table
 from bindlm.evaluation.cache_effect_media import Panel, embed_once, load_panels
@@ -117,7 +117,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     model: Any = bindlm.load(options.model)
-    book = AnswerBook(model, options.answers, stamp=model.name)
+    book = AnswerBook(model, options.answers, stamp=stamp_of(model))
     report = measure_keys(book, options) if options.keys else measure_grid(book, options)
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")

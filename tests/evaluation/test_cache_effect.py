@@ -10,7 +10,7 @@ from tests import tiny
 from tests.sense_stand_ins import ENTRIES, bound_model
 
 from bindlm.errors import CheckpointError, ConfigError
-from bindlm.evaluation.answer_book import AnswerBook
+from bindlm.evaluation.answer_book import AnswerBook, stamp_of
 from bindlm.evaluation.cache_effect import (
     WITHOUT,
     Setting,
@@ -128,6 +128,15 @@ def test_answers_of_another_model_and_damaged_ones_are_refused(book: AnswerBook,
         file.write_text(damaged)
         with pytest.raises(CheckpointError, match="no file of answers"):
             AnswerBook(book.bound, file, stamp="tiny")
+
+
+def test_another_bridge_has_another_stamp_and_another_cache_the_same(book: AnswerBook) -> None:
+    stamp = stamp_of(book.bound)
+    book.bound.cache.keys.mul_(2)
+    assert stamp_of(book.bound) == stamp
+    with torch.no_grad():
+        next(book.bound.bridge.parameters()).mul_(2)
+    assert stamp_of(book.bound) != stamp
 
 
 def test_a_name_counts_strictly_and_a_parent_leniently() -> None:

@@ -17,6 +17,8 @@ QUESTION = "What is this?"
 MAX_NEW_TOKENS = 16
 """The mini's answers have at most 15, of hundreds looked at; what goes on stutters."""
 ROWS_AT_ONCE = 64
+_SAMPLES = 16
+"""Values of each tensor that enter a stamp."""
 
 
 class AnswerBook:
@@ -25,7 +27,7 @@ class AnswerBook:
     Args:
         bound: a bound model with its processor.
         file: JSON file to read and to keep answers in after each batch; None keeps them in memory alone.
-        stamp: what the answers depend on besides the embedding, such as the model's name and version.
+        stamp: what the answers depend on besides the embedding, see `stamp_of`.
 
     Raises:
         CheckpointError: the file is damaged, or its answers are another model's.
@@ -92,6 +94,22 @@ class AnswerBook:
     def _save(self) -> None:
         if self.file is not None:
             write_text_atomic(self.file, json.dumps({"stamp": self.stamp, "answers": self.answers}))
+
+
+def stamp_of(bound: Any) -> str:
+    """Tells one model's answers from another's: its name, and a sample of what was trained between encoder and words.
+
+    What the towers and the cache are does not matter: the book begins behind them.
+    """
+    digest = hashlib.sha256()
+    parts = {"bridge": bound.bridge.state_dict(), "injection": bound.injection.state_dict()}
+    parts["lora"] = {str(number): value for number, value in enumerate(bound.lora_parameters())}
+    for part, state in parts.items():
+        for name, tensor in sorted(state.items()):
+            flat = tensor.detach().flatten()
+            sample = flat[:: max(1, flat.numel() // _SAMPLES)].cpu().double()
+            digest.update(f"{part}.{name} {tuple(tensor.shape)}".encode() + sample.numpy().tobytes())
+    return f"{bound.name} {digest.hexdigest()[:16]}"
 
 
 def _name_of(row: Tensor) -> str:
