@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -35,6 +36,12 @@ class AdapterPrompt:
     """As the key, the gate already in it. Without a key `(B, H, 1, D_head)`, or `(B, H, T, D_head)`: one a token."""
     was_read: bool = False
     """Set by the attention; where it stays false, a layer swallowed the prompt."""
+
+    def on(self, device: torch.device) -> "AdapterPrompt":
+        """Itself, or a copy on another device."""
+        if self.value.device == device:
+            return self
+        return AdapterPrompt(None if self.key is None else self.key.to(device), self.value.to(device))
 
     def read(self, query: Tensor, scaling: float | None) -> Tensor:
         """Queries `(B, H, T, D_head)` -> what is added to the heads' outputs, `(B, T, H, D_head)` or `(B, 1, …)`."""
@@ -105,7 +112,8 @@ def _attend(
     plain = module if name in _READS_NO_CONFIG else _View(module, config=view.original)
     output, weights = function(plain, query, key, value, attention_mask, **kwargs)  # (B, T, H, D_head)
     if adapter_prompt is not None:
-        output = output + adapter_prompt.read(query, kwargs.get("scaling")).to(output.dtype)
+        added = adapter_prompt.read(query, kwargs.get("scaling"))
+        output = output + (added if added.dtype == output.dtype else added.to(output.dtype))
     return output, weights
 
 

@@ -140,8 +140,12 @@ class ZeroInitAttention(Injection):
         return bool(self._handles)
 
     def attach_to(self, language_model: nn.Module) -> None:
-        """Put the hooks on all decoder layers of a transformers causal language model; see `attach`."""
+        """Put the hooks on the decoder and all its layers of a transformers causal language model; see `attach`."""
+        decoder = getattr(language_model, "get_decoder", lambda: language_model)() or language_model
+        if not self._handles:  # else `attach` says so
+            check_is_free(decoder)
         self.attach(find_decoder_layers(language_model))
+        self._handles.append(decoder.register_forward_pre_hook(_DecoderHook(self), with_kwargs=True))
 
     def attach(self, layers: nn.ModuleList) -> None:
         """Hook every decoder layer; its forward then takes the keyword `condition`.
@@ -217,6 +221,11 @@ class ZeroInitAttention(Injection):
         made = torch.stack(tensors, dim=1)  # (B, L, 1 or 2, H, N, D_head)
         return made.expand(num_rows if len(made) == 1 else len(made), -1, -1, -1, -1, -1)
 
+    @property
+    def has_compiled_layers(self) -> bool:
+        """Whether the layers with a prompt go through `torch.compile` one by one."""
+        return any(layer._compiled_call_impl is not None for layer in self._layers[:1])
+
     def is_precomputed(self, condition: Tensor) -> bool:
         """Whether this is what `precompute` made of a condition."""
         return condition.ndim == _PRECOMPUTED_AXES
@@ -270,12 +279,32 @@ class ZeroInitAttention(Injection):
             )
 
 
+class _DecoderHook(InjectionHook):
+    """Cuts what `precompute` gave into layers, once a call: a slice costs a step of one word more than its sum."""
+
+    def __init__(self, injection: ZeroInitAttention) -> None:
+        self.injection = injection
+
+    def __call__(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        condition = kwargs.get("condition")
+        if condition is None or not self.injection.is_precomputed(condition):
+            return None
+        # A compiled layer takes the tensor: of a list it would be compiled for each place anew.
+        if torch.compiler.is_compiling() or self.injection.has_compiled_layers:
+            return None
+        parts = condition.unbind(2)  # keys, where there are several tokens, and values: (B, L, H, N, D_head)
+        values = parts[-1].unbind(1)
+        keys = parts[0].unbind(1) if len(parts) == 2 else (None,) * len(values)
+        kwargs["condition"] = [AdapterPrompt(key, value) for key, value in zip(keys, values, strict=True)]
+        return args, kwargs
+
+
 def _made_prompt(made: Tensor, index: int, like: Tensor) -> AdapterPrompt:
     """A layer's part of what `precompute` gave, on the device of `like`; its dtype is seen to where it is read."""
     own = made[:, index]  # (B, 1 or 2, H, N, D_head)
-    if own.device != like.device:
-        own = own.to(like.device)
-    return AdapterPrompt(own[:, 0] if own.shape[1] == 2 else None, own[:, -1])
+    return AdapterPrompt(own[:, 0] if own.shape[1] == 2 else None, own[:, -1]).on(like.device)
 
 
 class _LayerHook(InjectionHook):
@@ -292,7 +321,9 @@ class _LayerHook(InjectionHook):
         if self.index is None or (condition is None and self.injection.config.needs_condition):
             return args, kwargs
         like = args[0] if args else kwargs["hidden_states"]
-        if condition is not None and condition.ndim == _PRECOMPUTED_AXES:  # a step of one word: no more than this
+        if isinstance(condition, list):
+            kwargs["adapter_prompt"] = condition[self.index].on(like.device)
+        elif condition is not None and condition.ndim == _PRECOMPUTED_AXES:
             kwargs["adapter_prompt"] = _made_prompt(condition, self.index, like)
         else:
             # the attention by way of the layer: what differs from layer to layer is then the index alone, and one
