@@ -1,4 +1,4 @@
-"""The command as a user starts it, in processes of its own, on the real mini."""
+"""The command as a user starts it, on the real mini: in processes of its own where that is the point."""
 
 import json
 import os
@@ -21,11 +21,11 @@ needs_mini = pytest.mark.skipif(
 )
 
 
-def run(*words, stdin=b"", env=()):
+def run(*words, env=()):
     """Like a shell without a terminal. The first of all runs fetches the language model: hence the long limit."""
     process = subprocess.run(
         [sys.executable, "-m", "bindlm", *map(str, words)],
-        input=stdin,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=280,
         env={**os.environ, "PYTHONPATH": str(PACKAGE.parent), **dict(env)},
@@ -36,6 +36,13 @@ def run(*words, stdin=b"", env=()):
 def assert_only_notices(err):
     """Our own lines about what is fetched may be there; advice and warnings of the libraries may not."""
     assert [line for line in err.splitlines() if not line.startswith(("bindlm: ", "> "))] == []
+
+
+@pytest.fixture
+def mini_loaded(mini, monkeypatch):
+    """The mini is there already, for commands in this process: a process of their own spends ten seconds on that."""
+    monkeypatch.setitem(bindlm.__dict__, "load", lambda reference=None, **_: mini)
+    return mini
 
 
 @needs_mini
@@ -56,26 +63,27 @@ def test_ask_json_answers_in_a_sentence_and_accounts_for_its_time():
 
 @needs_mini
 @pytest.mark.slow
-def test_the_streamed_text_is_the_answer():
-    code, out, err = run("ask", "What is this?", "--image", DEMO)
-    assert code == 0, err
-    assert_only_notices(err)
-    assert out.strip() == json.loads(run("ask", "What is this?", "--image", DEMO, "--json")[1])["answer"]
+def test_the_streamed_text_is_the_answer(mini_loaded, bindlm_command):
+    words = ["ask", "What is this?", "--image", DEMO]
+    streamed, whole = bindlm_command(*words), bindlm_command(*words, "--json")
+    assert (streamed.code, whole.code) == (0, 0)
+    assert streamed.out.strip() == json.loads(whole.out)["answer"]
 
 
 @needs_mini
 @pytest.mark.slow
-def test_a_question_without_a_picture_is_answered_from_the_language_model():
-    code, out, err = run("ask", "What is the capital of France?")
-    assert code == 0, err
-    assert "Paris" in out
+def test_a_question_without_a_picture_is_answered_from_the_language_model(mini_loaded, bindlm_command):
+    answered = bindlm_command("ask", "What is the capital of France?")
+    assert answered.code == 0
+    assert "Paris" in answered.out
 
 
 @needs_mini
 @pytest.mark.slow
-def test_a_seed_repeats_a_drawn_answer():
-    words = ["ask", "Tell me a story.", "--temperature", "1.5", "--max-new-tokens", "12"]
-    first, again, other = (run(*words, "--seed", seed)[1] for seed in (3, 3, 4))
+def test_a_seed_repeats_a_drawn_answer(mini_loaded, bindlm_command):
+    """With another seed between the two that must agree."""
+    words = ["ask", "Tell me a story.", "--temperature", "1.5", "--max-new-tokens", "12", "--seed"]
+    first, other, again = (bindlm_command(*words, seed).out for seed in (3, 4, 3))
     assert first == again != other
 
 
@@ -98,20 +106,20 @@ def test_chat_demo_without_a_terminal_shows_the_turns_and_ends():
 
 @needs_mini
 @pytest.mark.slow
-def test_chat_answers_piped_lines_in_turn():
-    code, out, err = run("chat", "--image", DEMO, stdin=b"/clear\nWhat is the capital of France?\n")
-    assert code == 0, err
-    assert "Paris" in out.splitlines()[-1]
+def test_chat_answers_piped_lines_in_turn(mini_loaded, bindlm_command):
+    chat = bindlm_command("chat", "--image", DEMO, stdin=b"/clear\nWhat is the capital of France?\n")
+    assert chat.code == 0
+    assert "Paris" in chat.out.splitlines()[-1]
 
 
 @needs_mini
 @pytest.mark.slow
-def test_embed_writes_unit_rows(tmp_path):
+def test_embed_writes_unit_rows(tmp_path, bindlm_command):
     import numpy as np
 
     out = tmp_path / "demo.safetensors"
-    code, _, err = run("embed", "--image", DEMO, "-", "-o", out, stdin=DEMO.read_bytes())
-    assert code == 0, err
+    embedded = bindlm_command("embed", "--image", DEMO, "-", "-o", out, stdin=DEMO.read_bytes())
+    assert embedded.code == 0, embedded.err
     with safe_open(out, framework="numpy") as file:
         rows = file.get_tensor("image")
         assert json.loads(file.metadata()["names"]) == [str(DEMO), "standard input"]
