@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +143,9 @@ def part_exact(folder: Path, entries: int) -> dict[str, Any]:
         index.add(piece)
         for number in range(TIMED):
             query = queries[number : number + 1]
-            flat[number] += seconds(lambda query=query: index.search(query, TOP_K))
-            brute[number] += seconds(lambda query=query: brute_force(query, piece))
-        batch += seconds(lambda: index.search(queries[:BATCH], TOP_K))
+            flat[number] += seconds(index.search, query, TOP_K)
+            brute[number] += seconds(brute_force, query, piece)
+        batch += seconds(index.search, queries[:BATCH], TOP_K)
     milliseconds = 1e3 * max(entries / TIMED_ROWS, 1)
     return {
         "flat_ms": float(np.median(flat)) * milliseconds,
@@ -187,13 +188,13 @@ def part_serve(folder: Path, entries: int) -> dict[str, Any]:
         "imported": imported,
         "opened": memory(),
     }
-    result["cold_ms"] = quantiles([seconds(lambda i=i: stored.search(queries[i : i + 1])) for i in range(1, 51)])
+    result["cold_ms"] = quantiles([seconds(stored.search, queries[i : i + 1]) for i in range(1, 51)])
     found = np.concatenate([stored.search(part)[1].numpy() for part in queries.split(BATCH)])
     for kind, part in zip(KINDS, halves(), strict=True):
-        ones = [seconds(lambda i=i: stored.search(queries[i : i + 1])) for i in range(part.start, part.stop)]
+        ones = [seconds(stored.search, queries[i : i + 1]) for i in range(part.start, part.stop)]
         result[kind] = {"recall": recall(found[part], truth["found"][part]), **quantiles(ones)}
-    result["batch_ms"] = 1e3 / BATCH * float(np.median([seconds(lambda: stored.search(queries[:BATCH]))] * 1
-        + [seconds(lambda: stored.search(queries[-BATCH:])) for _ in range(4)]))  # fmt: skip
+    batches = [queries[:BATCH], *[queries[-BATCH:]] * 4]
+    result["batch_ms"] = 1e3 / BATCH * float(np.median([seconds(stored.search, batch) for batch in batches]))
     result["served"] = memory()
     result["load"] = os.getloadavg()[0]
     return result
@@ -213,9 +214,13 @@ def halves() -> tuple[slice, slice]:
     return slice(0, NUM_QUERIES), slice(NUM_QUERIES, 2 * NUM_QUERIES)
 
 
-def seconds(action: Callable[[], Any]) -> float:
+def _recall_of(kind: str, parts: dict[str, Any]) -> float:
+    return float(parts["serve"][kind]["recall"])
+
+
+def seconds(action: Callable[..., Any], *given: Any) -> float:
     begin = time.perf_counter()
-    action()
+    action(*given)
     return time.perf_counter() - begin
 
 
@@ -305,7 +310,7 @@ def draw(results: dict[int, dict[str, Any]], path: Path) -> None:
     line(built, "of processors", lambda parts: parts["build"]["cpu_seconds"])
     missed.set_title("recall@10")
     for kind in KINDS:
-        line(missed, kind, lambda parts, kind=kind: parts["serve"][kind]["recall"])
+        line(missed, kind, partial(_recall_of, kind))
     missed.axhline(0.98, color="grey", linestyle=":", label="goal: 0.98")
     for axes in (query, held, built, missed):
         axes.set_xscale("log")

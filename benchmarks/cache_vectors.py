@@ -74,7 +74,8 @@ class JointVectors:
         return _unit(self.pull * self.chunk(_HELD_OUT + 1, rows) + self.gap * self._gap + rest * own)
 
     def _draw(self, random: np.random.Generator, rows: int, spectrum: NDArray[np.float32]) -> NDArray[np.float32]:
-        return (random.standard_normal((rows, self.dim), dtype=np.float32) * spectrum) @ self._rotation
+        drawn: NDArray[np.float32] = random.standard_normal((rows, self.dim), dtype=np.float32) * spectrum
+        return drawn @ self._rotation
 
 
 def write_vectors(path: Path, vectors: JointVectors, rows: int) -> None:

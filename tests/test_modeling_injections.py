@@ -79,7 +79,8 @@ def test_medium_counts_and_comes_back_from_a_folder(kind: str, family: str, tmp_
     model.save_pretrained(tmp_path)
     again = BindLMForConditionalGeneration.from_pretrained(tmp_path)
     assert again.config.injection == model.config.injection
-    assert torch.equal(again(input_ids=ids, joint_embedding=unit_rows(2)).logits, logits)
+    # not to the bit: tensors of a mapped file lie at odd addresses, by which Mixtral's experts round otherwise
+    torch.testing.assert_close(again(input_ids=ids, joint_embedding=unit_rows(2)).logits, logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "prefix"])

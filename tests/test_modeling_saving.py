@@ -146,9 +146,9 @@ def test_other_decoders_come_back_too(tmp_path: Path, kind: str) -> None:
     assert type(loaded.language_model) is type(model.language_model)
     assert_same_tensors(loaded.state_dict(), model.state_dict())
     ids, joint = token_batch(2, 6), unit_rows(2)
-    assert torch.equal(
-        loaded(input_ids=ids, joint_embedding=joint).logits, model(input_ids=ids, joint_embedding=joint).logits
-    )
+    logits = [each(input_ids=ids, joint_embedding=joint).logits for each in (loaded, model)]
+    # not to the bit: tensors of a mapped file lie at odd addresses, by which Mixtral's experts round otherwise
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-5)
 
 
 def test_saved_keys_are_the_trained_ones(tmp_path: Path, reference: str, tower: str) -> None:
