@@ -61,7 +61,8 @@ def test_filled_model_is_the_saved_one(kind: str, is_tied: bool, dtype: torch.dt
             assert torch.equal(buffer, buffers[name]), name
     given: dict[str, Any] = {"input_ids": token_batch(2, 6), "joint_embedding": unit_rows(2)}
     if dtype == torch.float32:
-        assert torch.equal(loaded(**given).logits, model(**given).logits)
+        # not to the bit: tensors of a mapped file lie at odd addresses, by which Mixtral's experts round otherwise
+        torch.testing.assert_close(loaded(**given).logits, model(**given).logits, rtol=0, atol=1e-5)
     loaded.save_pretrained(tmp_path)  # over the very file its weights are mapped from
     again = BindLMForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)
     assert torch.equal(loaded(**given).logits, again(**given).logits)
