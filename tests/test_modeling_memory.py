@@ -87,3 +87,12 @@ def test_zeros_ones_and_buffers_are_as_they_should_be() -> None:
     assert torch.equal(norm.weight, torch.ones(3))
     assert torch.equal(batch_norm.running_var, torch.ones(3))
     assert torch.nn.Linear(50, 50).weight.abs().max() > 0, "and outside, weights are drawn again"
+
+
+@pytest.mark.timeout(20)
+def test_weights_drawn_within_bounds_end_whatever_the_memory_holds() -> None:
+    """A tower's first weights are drawn again until all are within bounds: of memory left as it is, for ever."""
+    weight = torch.full((64, 64), 1e9)
+    with without_random_weights():
+        torch.nn.init.trunc_normal_(weight, std=0.02)
+    assert weight.abs().max() <= 2

@@ -53,8 +53,8 @@ def test_photographs_are_still_measured(model: Any, tmp_path: Path) -> None:
     tiny.picture(1).save(tmp_path / "dog.png")
     sha256 = hashlib.sha256((tmp_path / "dog.png").read_bytes()).hexdigest()
     names = {"object": "dog", "acceptable": ("dog",), "parents": ("animal",), "imagenet": True, "kind": "animal"}
-    where = {"id": "dog", "source": "deb:dogs", "path": "dog.png", "split": "test", "photo": True, "sha256": sha256}
-    report = measure([Photograph(**names, **where, file=tmp_path / "dog.png")])
+    where = {"id": "dog", "source": "deb:dogs", "inside": "dog.png", "split": "test", "photo": True, "sha256": sha256}
+    report = measure([Photograph(**names, **where, path=tmp_path / "dog.png")])
     assert report["ways"]["model"]["photographs"]["pictures"] == 1
     assert report["answers"][0]["nearest cache entry"] in {name for name, *_ in ENTRIES}
     assert "| nearest cache entry |" in as_table(report, "test")
