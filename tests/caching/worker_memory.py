@@ -14,7 +14,7 @@ from bindlm.caching import Budget, build_cache, open_embeddings  # noqa: E402
 
 
 def resident() -> int:
-    """Bytes that this process holds of its own; pages of mapped files, which the system may take back, do not count."""
+    """Bytes that this process holds of its own; pages of mapped files, which the system may take, do not."""
     line = next(each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("RssAnon"))
     return int(line.split()[1]) * 1024
 
