@@ -53,7 +53,7 @@ LORA: dict[str, Any] = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v
 # neighbour's condition is off by more than 0.3.
 CLOSE = {"int8": {"rtol": 0.0, "atol": 0.12}, "int4": {"rtol": 0.0, "atol": 2e-5}, None: {"rtol": 0.0, "atol": 2e-5}}
 CASES = [
-    pytest.param((family, kind, word), marks=pytest.mark.slow if word == "int8" and family != "llama" else ())
+    pytest.param((family, kind, word), marks=pytest.mark.exhaustive if word == "int8" and family != "llama" else ())
     for family in FAMILIES
     for kind in KINDS
     for word in WORDS
@@ -253,7 +253,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("word", ["int4", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("word", ["int4", pytest.param("int8", marks=pytest.mark.exhaustive)])
 @torch.no_grad()
 def test_folder_keeps_what_was_trained_a_reference_and_the_settings(reference: str, word: str, tmp_path: Path) -> None:
     language_model, _ = load_language_model(reference, dtype="float32", quantization=word)
@@ -273,7 +273,7 @@ def test_folder_keeps_what_was_trained_a_reference_and_the_settings(reference: s
     assert quantization_of(full.language_model) is None
 
 
-@pytest.mark.parametrize("word", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("word", ["int8", pytest.param("int4", marks=pytest.mark.exhaustive)])
 @torch.no_grad()
 def test_language_model_in_the_models_own_file_is_quantised_from_there(word: str, tmp_path: Path) -> None:
     """As converted checkpoints have it; adapters, norms and biases come from the file too, in a dtype of their own."""

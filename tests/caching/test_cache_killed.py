@@ -59,7 +59,7 @@ def test_a_build_and_an_addition_killed_at_any_moment_end_with_the_bytes_of_unki
     assert [name for name in result["files"] if name.startswith(".")] == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured through /proc")
 def test_a_file_of_400_megabytes_is_never_whole_in_memory(tmp_path):
     taken = int(worker("worker_memory.py", tmp_path, 200_000, 512))
