@@ -46,7 +46,7 @@ def worker(script, *words, timeout=240):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
-@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 7])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.exhaustive), 7])
 def test_a_build_and_an_addition_killed_at_any_moment_end_with_the_bytes_of_unkilled_ones(tmp_path, step):
     """Every seventh of the moments at which something changes, or all of them."""
     save_embeddings(tmp_path / "sources" / "first", [400, 300])
