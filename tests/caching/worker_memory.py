@@ -39,7 +39,7 @@ def save_large(path: Path, rows: int, dim: int) -> None:
         np.lib.format.write_array_header_1_0(stream, header)
         block = np.random.default_rng(0).standard_normal((4096, dim)).astype("<f4")
         for start in range(0, rows, 4096):
-            block[:, 0] = start  # no two alike
+            block[:, 0] = start / rows  # no two alike, and none so long one way that all come into one list
             stream.write(block[: min(4096, rows - start)].data)
 
 
