@@ -33,8 +33,8 @@ def name_by_key(key: str) -> NamedRow:
 class StoreSource:
     """The pictures of a finished feature store. It is a `CacheSource`.
 
-    A picture that several keys have is one row, called by the first of them. Of several views the mean counts, as
-    Tip-Adapter (arXiv 2111.03930) makes its keys of augmented pictures.
+    A picture that several keys have is one row, called by the first of them in the alphabet. Of several views the mean
+    counts, as Tip-Adapter (arXiv 2111.03930) makes its keys of augmented pictures.
 
     Memory: 16 bytes a picture for the order of the keys, and as much again while they are sorted.
 
@@ -71,17 +71,22 @@ class StoreSource:
     def _pictures(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows of pictures that some key has, `(R,)` rising, and the place of the first key of each, `(R,)`.
 
-        A row that none has is a picture whose file was replaced since; its embedding stays in the store.
+        The first by the alphabet: the order of the store's files tells which worker wrote which. A row that none
+        has is a picture whose file was replaced since; its embedding stays in the store.
         """
         from bindlm.checkpoints import load_state
 
         assert self._record.index is not None
         state = load_state(self.path / self._record.index.file)
         rows, positions = state["row"].numpy(), state["position"].numpy()
-        order = np.lexsort((positions, rows))
+        order = np.argsort(rows, kind="stable")
         rows, positions = rows[order], positions[order]
         is_kept = np.ones(len(rows), dtype=bool)
         is_kept[1:] = rows[1:] != rows[:-1]
+        starts = np.flatnonzero(is_kept)
+        ends = np.append(starts[1:], len(rows))
+        for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
+            positions[start] = min(positions[start:end].tolist(), key=self._keys.key)
         for number, shard in enumerate(self._record.shards):
             if shard.modality != SENSE:
                 begin, end = np.searchsorted(rows, self._starts[number : number + 2])
