@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from bindlm.asking import _pulling
 from bindlm.attaching import FOLDER
@@ -109,6 +110,30 @@ def test_an_answer_names_the_entries_it_drew_on(model: BindLMForConditionalGener
         for each in expected
     ]
     json.dumps(answer.joint_neighbours)
+
+
+@pytest.mark.parametrize("kind", ["own", "folder"])
+def test_a_question_searches_the_cache_once_and_tells_what_that_found(
+    model: BindLMForConditionalGeneration, folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "own":
+        model.add_cache(unit_rows(40, DIM, seed=7), top_k=3)
+    else:
+        model.attach_cache(folder, modalities=None, top_k=3)
+    assert model.cache is not None
+    queries: list[Tensor] = []
+    search = type(model.cache).search
+
+    def counted(cache: Any, joint_embedding: Tensor) -> tuple[Tensor, Tensor]:
+        queries.append(joint_embedding)
+        return search(cache, joint_embedding)
+
+    monkeypatch.setattr(type(model.cache), "search", counted)
+    answer = model.answer(QUESTION, image=picture(1), max_new_tokens=2)
+    (query,) = queries
+    torch.testing.assert_close(query, model.embed(image=picture(1)))
+    assert answer.joint_neighbours is not None
+    assert [each["entry"] for each in answer.joint_neighbours] == search(model.cache, query)[1][0].tolist()
 
 
 def test_a_question_may_leave_the_cache_out_or_demand_it(model: BindLMForConditionalGeneration, folder: Path) -> None:

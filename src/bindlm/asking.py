@@ -212,7 +212,7 @@ class AskMixin:
         sources = {name: listed for name, listed in sources.items() if listed}
         shares = _media_weights(weights, {name: len(listed) for name, listed in sources.items()})
         turns: list[list[tuple[Tensor, float]]] = []
-        pulling: list[VisualCacheBase | None] = []
+        pulling: list[_Puller | None] = []
         if sources:
             start = time.perf_counter()
             values = {name: self._read(name, listed, allow_url) for name, listed in sources.items()}
@@ -222,7 +222,8 @@ class AskMixin:
             weighted = list(zip(joint.split(1), shares, strict=True))
             senses = [name for name, listed in sources.items() for _ in listed]
             turns = self._turns(weighted, senses, consulted) if mix == TURNS else [weighted]
-            pulling = _pulling(consulted, weighted, senses, turns)
+            caches = _pulling(consulted, weighted, senses, turns)
+            pulling = [None if cache is None else _Puller(cache) for cache in caches]
             seconds["encode"] = time.perf_counter() - start
         messages = [*(history or []), {"role": "user", "content": question}]
         inputs = processor.tokenize_chat(messages, is_conditioned=bool(sources))
@@ -258,7 +259,7 @@ class AskMixin:
             answer_tokens=answer_tokens,
             seconds=seconds,
             model=self.name,
-            joint_neighbours=_neighbours(pulling, turns, form) if turns and consulted is not None else None,
+            joint_neighbours=_neighbours(pulling) if turns and consulted is not None else None,
         )
 
     def _generating(
@@ -356,16 +357,26 @@ def _pulling(
     return [None if cache is None else cache.for_senses(each) for each in told]
 
 
-def _neighbours(
-    pulling: Sequence[VisualCacheBase | None], turns: Sequence[Sequence[tuple[Tensor, float]]], form: MixForm
-) -> list[dict[str, Any]]:
+class _Puller:
+    """The cache of one turn as `generate` takes it; it keeps what was found, so that the answer can name it."""
+
+    def __init__(self, cache: VisualCacheBase) -> None:
+        self._cache = cache
+        self._found: tuple[Tensor, Tensor] | None = None
+
+    def enhance(self, joint_embedding: Tensor) -> Tensor:
+        """See `VisualCacheBase.enhance`."""
+        self._found = self._cache.search(joint_embedding)
+        return self._cache.enhance(joint_embedding, self._found)
+
+    def neighbours(self) -> list[CacheNeighbour]:
+        """The entries that the turn was pulled toward, the nearest first."""
+        return [] if self._found is None else self._cache.explain_found(*self._found)[0]
+
+
+def _neighbours(pulling: Sequence[_Puller | None]) -> list[dict[str, Any]]:
     """The cache entries an answer drew on."""
-    return [
-        _described(neighbour)
-        for cache, turn in zip(pulling, turns, strict=True)
-        if cache is not None
-        for neighbour in cache.explain(mix_embeddings(turn, form=form))[0]
-    ]
+    return [_described(neighbour) for puller in pulling if puller is not None for neighbour in puller.neighbours()]
 
 
 def _described(neighbour: CacheNeighbour) -> dict[str, Any]:

@@ -186,13 +186,17 @@ class VisualCacheBase(nn.Module, ABC):
     def _for_no_sense(self) -> VisualCacheConfig:
         return replace(self.config, by_sense={})
 
-    def enhance(self, joint_embedding: Tensor) -> Tensor:
+    def enhance(self, joint_embedding: Tensor, found: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Eq. (3)-(4), or the released variant: `(B, D_joint)` -> `(B, D_joint)`.
 
         With `cosine` weighting the length of the result is not 1, as in the paper.
+
+        Args:
+            joint_embedding: `(B, D_joint)`.
+            found: what `search` gave for it, where that is known.
         """
         alpha = self.config.alpha
-        similarity, entries = self.search(joint_embedding)
+        similarity, entries = found or self.search(joint_embedding)
         retrieved = torch.einsum("bk,bkd->bd", self._weights(similarity), self.values_of(entries))
         if self.config.weighting is CacheWeighting.COSINE:
             return (1 - alpha) * joint_embedding + alpha * retrieved
@@ -200,7 +204,10 @@ class VisualCacheBase(nn.Module, ABC):
 
     def explain(self, joint_embedding: Tensor) -> list[list[CacheNeighbour]]:
         """The entries that `enhance` draws on, for each of `(B, D_joint)` the nearest first."""
-        similarity, entries = self.search(joint_embedding)
+        return self.explain_found(*self.search(joint_embedding))
+
+    def explain_found(self, similarity: Tensor, entries: Tensor) -> list[list[CacheNeighbour]]:
+        """As `explain`, of what `search` gave: two of `(B, K)`."""
         shares = self._weights(similarity)
         return [
             [
