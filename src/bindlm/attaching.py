@@ -1,7 +1,6 @@
 """The visual cache of a bound model: part of its own weights, or a folder on disk that it refers to."""
 
 import copy
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ from bindlm.encoders import JointEncoder
 from bindlm.encoders.licences import tell_licence
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.space import CacheEntry, StoredVisualCache, VisualCache, VisualCacheBase, VisualCacheConfig
+from bindlm.space.entry_names import ENTRIES_FILE, read_entry_names
 
 FOLDER = "folder"
 """Key in `BindLMConfig.cache` of a cache on disk: its path."""
-_NAMES = "cache_entries.json"
-"""Beside a model's weights: `[name, kind, source]` of each entry of a cache among them."""
 
 
 class CacheMixin:
@@ -127,7 +125,7 @@ class CacheMixin:
                 )
             self.attach_cache(place, **settings)
         elif isinstance(self.cache, VisualCache):
-            self.cache.names = _names(folder / _NAMES, self.cache)
+            self.cache.names = _names(folder, self.cache)
         if cache is True and self.cache is None:
             raise ConfigError(f"{folder} has no visual cache; give its folder as cache=…")
 
@@ -155,19 +153,16 @@ def _own(cache: StoredVisualCache) -> dict[str, Any]:
     return _settings(StoredVisualCache(cache.files))
 
 
-def _names(path: Path, cache: VisualCache) -> list[CacheEntry]:
+def _names(folder: Path, cache: VisualCache) -> list[CacheEntry]:
     """What the entries of a model's own cache are called; [] where no file says.
 
     Raises:
         CheckpointError: the file is damaged, or of another cache.
     """
+    path = folder / ENTRIES_FILE
     if not path.is_file():
         return []
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        names = [CacheEntry(f"{source}:{name}", name, source) for name, _, source in rows]
-    except (OSError, ValueError, TypeError):
-        raise CheckpointError(f"{path} cannot be read; expected the names of the cache's entries") from None
+    names = [CacheEntry(f"{source}:{name}", name, source) for name, _, source in read_entry_names(folder)]
     if len(names) != cache.config.num_entries:
         raise CheckpointError(
             f"{path} names {len(names)} entries, and the cache has {cache.config.num_entries}; get the folder again"

@@ -25,12 +25,12 @@ from bindlm.evaluation.cache_effect_choice import choose, choose_on_halves
 from bindlm.evaluation.cache_effect_keys import KEYS, choose_keys, keys_table, scaled_keys
 from bindlm.evaluation.cache_effect_media import Panel, embed_once
 from bindlm.evaluation.cache_effect_report import as_markdown, draw_effect, report_panel
-from bindlm.evaluation.entries import CacheEntry
 from bindlm.evaluation.senses.answers import answer_all
 from bindlm.evaluation.senses.exam import Item
 from bindlm.space import CacheWeighting
+from bindlm.space.entry_names import NamedEntry
 
-NAMED = [CacheEntry(*row) for row in ENTRIES]
+NAMED = [NamedEntry(*row) for row in ENTRIES]
 ITEMS = tuple(
     Item(label, Path(label), label, (label,), ("furniture",)) for label in ("couch", "vase", "broom", "dog", "sofa")
 )

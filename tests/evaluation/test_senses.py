@@ -8,7 +8,7 @@ from tests import tiny
 from tests.sense_stand_ins import ENTRIES, bound_model, write_source
 
 from bindlm.errors import CheckpointError, ConfigError
-from bindlm.evaluation.entries import CacheEntry, cache_entries
+from bindlm.evaluation.entries import cache_entries
 from bindlm.evaluation.senses.answers import answer_all, cache_without, check_entries, nearest_names
 from bindlm.evaluation.senses.counting import ANOTHER, score_ways
 from bindlm.evaluation.senses.exam import Exam, Item
@@ -17,6 +17,7 @@ from bindlm.evaluation.senses.measure import ELSEWHERE, NOWHERE, Asking, by_what
 from bindlm.evaluation.senses.report import as_markdown
 from bindlm.evaluation.senses.shapes import shapes_exam
 from bindlm.evaluation.senses.texts import texts_exam
+from bindlm.space.entry_names import NamedEntry
 
 
 def item(label: str, *acceptable: str, groups: tuple[str, ...] = (), pictures: tuple[Path, ...] = ()) -> Item:
@@ -77,7 +78,7 @@ def test_pictures_of_the_same_name_count_apart_from_own_ones() -> None:
 
 def test_prototypes_are_means_of_entries_and_items_without_one_are_left_out() -> None:
     keys = torch.eye(4)
-    entries = [CacheEntry(name, "", "imagenet") for name in ("beagle", "poodle", "cat", "owl")]
+    entries = [NamedEntry(name, "", "imagenet") for name in ("beagle", "poodle", "cat", "owl")]
     chosen = {"dog": [0, 1], "cat": [2], "tuba": []}
     exam = Exam(
         "audio",
@@ -113,7 +114,7 @@ def test_answers_are_counted_by_group_and_dealt_out_for_chance() -> None:
 
 
 def test_own_entries_and_what_else_is_known() -> None:
-    entries = [CacheEntry(*row) for row in ENTRIES]
+    entries = [NamedEntry(*row) for row in ENTRIES]
     exam = Exam("point", (item("couch", "couch", "sofa"), item("vase")), own_sources=("furniture",))
     own = own_entries(exam, entries)
     assert [entries[place].name for place in own] == ["couch", "vase"]

@@ -6,13 +6,13 @@ import pytest
 
 from bindlm.binding.sources.splits import split_of
 from bindlm.errors import CheckpointError, ConfigError
-from bindlm.evaluation.entries import CacheEntry
 from bindlm.evaluation.recordings import read_table
 from bindlm.evaluation.scoring import names_any
 from bindlm.evaluation.senses.names import FOLDER, Names, names_of, read_names
 from bindlm.evaluation.senses.sounds import _item as sound_item
 from bindlm.evaluation.senses.sounds import entries_of
 from bindlm.evaluation.senses.tables import training_media
+from bindlm.space.entry_names import NamedEntry
 
 
 @pytest.mark.parametrize(("source", "count"), [("furniture", 135), ("emoji", 149)])
@@ -58,9 +58,9 @@ def test_a_malformed_table_is_refused(tmp_path: Path, text: str, complaint: str)
 
 def test_a_recording_stands_for_the_entries_of_its_name() -> None:
     entries = [
-        CacheEntry("beagle", "dog", "imagenet"),
-        CacheEntry("accordion", "musical instrument", "imagenet"),
-        CacheEntry("dog", "", "emoji"),
+        NamedEntry("beagle", "dog", "imagenet"),
+        NamedEntry("accordion", "musical instrument", "imagenet"),
+        NamedEntry("dog", "", "emoji"),
     ]
     items = {each.label: sound_item(each) for each in read_table()}
     assert entries_of(items["accordion"], entries) == [1]

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bindlm.space.entry_names import NamedEntry
 from bindlm.training.data import media_key, open_source
 from bindlm.training.features.store import FeatureStore
 from bindlm.training.mini.draws import EntryDraws, ReadoutBatches
-from bindlm.training.mini.entries import CacheEntry
 from bindlm.training.mini.pairs import write_pairs
 from bindlm.training.mini.recipes import DrawConfig, PairsConfig
 from bindlm.training.mini.samples import EmbeddingSampler, NoiseConfig
@@ -56,11 +56,11 @@ def test_pictures_stay_near_their_views(sampler: EmbeddingSampler) -> None:
     assert (nearest == torch.tensor(entries) - CLASSES).float().mean() > 0.9
 
 
-def entries_of() -> list[CacheEntry]:
-    names = [CacheEntry(f"class{index}", "thing", "imagenet") for index in range(CLASSES)]
+def entries_of() -> list[NamedEntry]:
+    names = [NamedEntry(f"class{index}", "thing", "imagenet") for index in range(CLASSES)]
     return [
         *names,
-        *(CacheEntry(f"picture{index}", "", ("emoji", "furniture")[index % 2]) for index in range(PICTURES)),
+        *(NamedEntry(f"picture{index}", "", ("emoji", "furniture")[index % 2]) for index in range(PICTURES)),
     ]
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bindlm.training.mini.entries import CacheEntry
+from bindlm.space.entry_names import NamedEntry
 from bindlm.training.mini.vocabulary import (
     any_dialogue,
     is_plural,
@@ -43,8 +43,8 @@ def test_articles(name: str, said: str) -> None:
 
 
 def test_sentences_agree_in_number_and_name_the_kind() -> None:
-    assert sentence(CacheEntry("German shepherd", "dog", "imagenet")) == "This is a German shepherd, a kind of dog."
-    assert sentence(CacheEntry("sunglasses", "", "imagenet")) == "These are sunglasses."
+    assert sentence(NamedEntry("German shepherd", "dog", "imagenet")) == "This is a German shepherd, a kind of dog."
+    assert sentence(NamedEntry("sunglasses", "", "imagenet")) == "These are sunglasses."
 
 
 def test_no_class_is_a_kind_of_itself() -> None:
@@ -55,8 +55,8 @@ def test_yes_and_no_are_true() -> None:
     """A dog is an animal and a mammal; nothing that holds may be denied."""
     random = np.random.default_rng(0)
     dog, violin = (
-        CacheEntry("German shepherd", "dog", "imagenet"),
-        CacheEntry("violin", "musical instrument", "imagenet"),
+        NamedEntry("German shepherd", "dog", "imagenet"),
+        NamedEntry("violin", "musical instrument", "imagenet"),
     )
     kinds = ["animal", "bird", "dog", "mammal", "musical instrument", "vehicle"]
     asked: dict[str, set[str]] = {"yes": set(), "no": set()}

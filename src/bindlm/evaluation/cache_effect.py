@@ -14,13 +14,13 @@ from torch import Tensor
 from bindlm.errors import ConfigError
 from bindlm.evaluation.answer_book import AnswerBook
 from bindlm.evaluation.cache_effect_media import Panel
-from bindlm.evaluation.entries import CacheEntry
 from bindlm.evaluation.scoring import names_any
 from bindlm.evaluation.senses.answers import cache_without, check_entries
 from bindlm.evaluation.senses.counting import all_names
 from bindlm.evaluation.senses.exam import Exam, Item
 from bindlm.evaluation.senses.measure import own_entries
 from bindlm.space import CacheSimilarity, CacheWeighting, VisualCache, VisualCacheConfig
+from bindlm.space.entry_names import NamedEntry
 
 ALPHAS = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 TOP_KS = (1, 3, 10, 30)
@@ -134,7 +134,7 @@ def right_answers(items: Sequence[Item], texts: Sequence[str]) -> Tensor:
 
 
 def nearest_entries(
-    joint: Tensor, cache: VisualCache, entries: Sequence[CacheEntry], setting: Setting = Setting(1.0)
+    joint: Tensor, cache: VisualCache, entries: Sequence[NamedEntry], setting: Setting = Setting(1.0)
 ) -> list[str]:
     """Name and kind of each medium's nearest entry, by a setting's similarity: what needs no language model."""
     nearest = replace(setting, top_k=1).apply(cache)
@@ -143,7 +143,7 @@ def nearest_entries(
 
 
 def measure_panel(
-    book: AnswerBook, panel: Panel, joint: Tensor, settings: Sequence[Setting], entries: Sequence[CacheEntry]
+    book: AnswerBook, panel: Panel, joint: Tensor, settings: Sequence[Setting], entries: Sequence[NamedEntry]
 ) -> tuple[dict[Setting, list[str]], dict[str, list[str]]]:
     """What is said of each medium of a panel.
 

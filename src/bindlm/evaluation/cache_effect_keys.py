@@ -14,11 +14,11 @@ from torch import Tensor
 from bindlm.evaluation.answer_book import AnswerBook
 from bindlm.evaluation.cache_effect import Setting, answers_by_setting, nearest_entries, right_answers, shipped_setting
 from bindlm.evaluation.cache_effect_media import Panel
-from bindlm.evaluation.entries import CacheEntry
 from bindlm.evaluation.senses.answers import cache_without, check_entries
 from bindlm.evaluation.senses.exam import Exam
 from bindlm.evaluation.senses.measure import own_entries
 from bindlm.space import CacheSimilarity, VisualCache
+from bindlm.space.entry_names import NamedEntry
 
 KEYS: dict[str, dict[str, float]] = {
     "as they are": {},
@@ -31,7 +31,7 @@ CHOICES = ((0.8, 32.0), (1.0, 32.0), (0.8, 50.0), (1.0, 50.0))
 """Alpha and temperature."""
 
 
-def scaled_keys(cache: VisualCache, entries: Sequence[CacheEntry], lengths: Mapping[str, float]) -> VisualCache:
+def scaled_keys(cache: VisualCache, entries: Sequence[NamedEntry], lengths: Mapping[str, float]) -> VisualCache:
     """The same cache with the keys of some sources brought to one length; what is mixed in stays.
 
     Args:
@@ -52,7 +52,7 @@ def choose_keys(
     book: AnswerBook,
     validation: tuple[Panel, Tensor],
     test: tuple[Panel, Tensor],
-    entries: Sequence[CacheEntry],
+    entries: Sequence[NamedEntry],
     *,
     keys: Mapping[str, Mapping[str, float]] = KEYS,
     choices: Sequence[tuple[float, float]] = CHOICES,

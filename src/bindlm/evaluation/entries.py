@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from bindlm.training.mini.entries import ENTRIES_FILE, CacheEntry, read_entries
-
-__all__ = ["CacheEntry", "cache_entries"]
+from bindlm.space.entry_names import ENTRIES_FILE, NamedEntry, read_entry_names
 
 
-def cache_entries(bound: Any) -> list[CacheEntry]:
+def cache_entries(bound: Any) -> list[NamedEntry]:
     """The entries of a model's cache in its order, as the file beside its weights lists them; [] without that file.
 
     Raises:
@@ -17,4 +15,4 @@ def cache_entries(bound: Any) -> list[CacheEntry]:
     from bindlm.loading import MINI
 
     folder = MINI if bound.name == "mini" else Path(bound.name)
-    return read_entries(folder) if (folder / ENTRIES_FILE).is_file() else []
+    return read_entry_names(folder) if (folder / ENTRIES_FILE).is_file() else []

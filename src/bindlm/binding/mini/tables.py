@@ -24,7 +24,7 @@ from bindlm.bound_encoder import WEIGHTS_FILE
 from bindlm.checkpoints.mapped import open_mapped
 from bindlm.checkpoints.state import save_state_atomic
 from bindlm.errors import CheckpointError, ConfigError
-from bindlm.training.mini.entries import CacheEntry, read_entries
+from bindlm.space.entry_names import NamedEntry, read_entry_names
 from bindlm.training.mini.vocabulary import TABLE as VOCABULARY
 from bindlm.training.mini.vocabulary import with_article
 
@@ -36,7 +36,7 @@ _CACHE_KEYS = "cache.keys"
 class Prototypes:
     """A mini's cache, by name."""
 
-    entries: list[CacheEntry]
+    entries: list[NamedEntry]
     keys: Tensor
     """`(N, D_joint)`, unit length."""
 
@@ -51,7 +51,7 @@ def read_prototypes(model: Path) -> Prototypes:
     Raises:
         CheckpointError: the folder holds no mini.
     """
-    entries = read_entries(model)
+    entries = read_entry_names(model)
     keys = open_mapped(model / WEIGHTS_FILE).take([_CACHE_KEYS])[_CACHE_KEYS].float()
     if len(keys) != len(entries):
         raise CheckpointError(f"{model} has {len(keys)} cache keys and {len(entries)} names; make it anew.")

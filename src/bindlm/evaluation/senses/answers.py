@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bindlm.errors import CheckpointError
-from bindlm.evaluation.entries import CacheEntry
 from bindlm.space import VisualCache
+from bindlm.space.entry_names import NamedEntry
 
 MAX_NEW_TOKENS = 40
 
@@ -71,7 +71,7 @@ def answer_all(
     return texts
 
 
-def nearest_names(joint: Tensor, cache: VisualCache, entries: Sequence[CacheEntry]) -> list[str]:
+def nearest_names(joint: Tensor, cache: VisualCache, entries: Sequence[NamedEntry]) -> list[str]:
     """What the cache entry nearest to each joint embedding is called."""
     nearest = cache.search(joint.to(cache.keys.device))[1][:, 0]
     return [entries[number].name for number in nearest.tolist()]
@@ -90,7 +90,7 @@ def cache_without(cache: VisualCache, left_out: Sequence[int]) -> VisualCache:
     return smaller
 
 
-def check_entries(cache: VisualCache | None, entries: Sequence[CacheEntry]) -> None:
+def check_entries(cache: VisualCache | None, entries: Sequence[NamedEntry]) -> None:
     """Refuse names that are not those of the cache.
 
     Raises:

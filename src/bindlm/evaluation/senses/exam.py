@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bindlm.evaluation.entries import CacheEntry
+from bindlm.space.entry_names import NamedEntry
 
 ALL = "all"
 """The group that every medium is in."""
@@ -54,7 +54,7 @@ class Exam:
     own_sources: tuple[str, ...] = ()
     """Sources of cache entries that show the held-out objects themselves: an entry of one of them that carries the
     name of a held-out object is left out, for one way of answering."""
-    entries_of: Callable[[Item, Sequence[CacheEntry]], list[int]] | None = field(default=None, compare=False)
+    entries_of: Callable[[Item, Sequence[NamedEntry]], list[int]] | None = field(default=None, compare=False)
     """Where items have no pictures: the cache entries that stand for an item's name; none where it has no such name.
     """
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bindlm.binding.evaluate import retrieval
-from bindlm.evaluation.entries import CacheEntry
 from bindlm.evaluation.senses.exam import Exam, Item
+from bindlm.space.entry_names import NamedEntry
 
 
 def find_pictures(items: Sequence[Item], media: Tensor, paths: Sequence[Path], pictures: Tensor) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def find_pictures(items: Sequence[Item], media: Tensor, paths: Sequence[Path], p
     return found
 
 
-def find_prototypes(exam: Exam, media: Tensor, keys: Tensor, entries: Sequence[CacheEntry]) -> dict[str, Any]:
+def find_prototypes(exam: Exam, media: Tensor, keys: Tensor, entries: Sequence[NamedEntry]) -> dict[str, Any]:
     """Retrieval both ways against the prototypes of the names, for the items that have one; {} if none has.
 
     A prototype is the mean direction of the cache entries that stand for a name; names that share all of their

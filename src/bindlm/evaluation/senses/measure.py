@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bindlm.evaluation.entries import CacheEntry, cache_entries
+from bindlm.evaluation.entries import cache_entries
 from bindlm.evaluation.scoring import find_faults, names_any, words_of
 from bindlm.evaluation.senses.answers import (
     MAX_NEW_TOKENS,
@@ -24,6 +24,7 @@ from bindlm.evaluation.senses.answers import (
 from bindlm.evaluation.senses.counting import all_names, score_ways
 from bindlm.evaluation.senses.exam import ALL, Exam
 from bindlm.evaluation.senses.finding import find_pictures, find_prototypes
+from bindlm.space.entry_names import NamedEntry
 
 ELSEWHERE, NOWHERE = "name known from elsewhere", "name not known from elsewhere"
 """Whether another entry of the cache, which is what the language model was trained to name, carries a right name."""
@@ -90,7 +91,7 @@ def measure_sense(bound: Any, exam: Exam, asking: Asking | None = None, *, show:
     }
 
 
-def own_entries(exam: Exam, entries: Sequence[CacheEntry]) -> list[int]:
+def own_entries(exam: Exam, entries: Sequence[NamedEntry]) -> list[int]:
     """Places of the cache entries that show the held-out objects themselves."""
     held_out = {item.key for item in exam.items}
     return [
@@ -100,7 +101,7 @@ def own_entries(exam: Exam, entries: Sequence[CacheEntry]) -> list[int]:
     ]
 
 
-def by_what_is_known(exam: Exam, entries: Sequence[CacheEntry], own: Sequence[int]) -> Exam:
+def by_what_is_known(exam: Exam, entries: Sequence[NamedEntry], own: Sequence[int]) -> Exam:
     """The exam with two more groups, where it has entries of its own: is a right name known from elsewhere?"""
     if not exam.own_sources or not entries:
         return exam
@@ -119,7 +120,7 @@ def _ways(
     asking: Asking,
     media: Tensor,
     pictures: Tensor,
-    entries: Sequence[CacheEntry],
+    entries: Sequence[NamedEntry],
     own: Sequence[int],
 ) -> dict[str, list[str]]:
     """By each way of answering, what it says of each medium.
@@ -177,7 +178,7 @@ def _nearest_training(bound: Any, exam: Exam, media: Tensor, asking: Asking) -> 
     return [pairs[number][1] for number in nearest.tolist()]
 
 
-def _lexicon(exam: Exam, entries: Sequence[CacheEntry]) -> frozenset[str]:
+def _lexicon(exam: Exam, entries: Sequence[NamedEntry]) -> frozenset[str]:
     from bindlm.training.mini.vocabulary import load_vocabulary
 
     words = [word for entry in entries for word in (entry.name, entry.kind)]

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bindlm.binding.sources.sound_labels import load_sound_labels
-from bindlm.evaluation.entries import CacheEntry
 from bindlm.evaluation.recordings import GROUPS, Recording, fetch_recordings, load_recordings
 from bindlm.evaluation.senses.exam import Exam, Item
 from bindlm.evaluation.senses.tables import training_media
+from bindlm.space.entry_names import NamedEntry
 
 
 def sounds_exam(
@@ -47,7 +47,7 @@ def _item(recording: Recording) -> Item:
     )
 
 
-def entries_of(item: Item, entries: Sequence[CacheEntry]) -> list[int]:
+def entries_of(item: Item, entries: Sequence[NamedEntry]) -> list[int]:
     """The cache entries that stand for a recording's name, as the towers' own targets choose them.
 
     A label that no tower is trained on has the entries that carry one of its right names, or are a kind of it; where

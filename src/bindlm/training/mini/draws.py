@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bindlm.training.mini.entries import CacheEntry
+from bindlm.space.entry_names import NamedEntry
 from bindlm.training.mini.recipes import DrawConfig
 from bindlm.training.mini.samples import EmbeddingSampler
 
@@ -21,7 +21,7 @@ class EntryDraws:
         config: shares and noise.
     """
 
-    def __init__(self, entries: list[CacheEntry], class_keys: Tensor, views: Tensor, config: DrawConfig) -> None:
+    def __init__(self, entries: list[NamedEntry], class_keys: Tensor, views: Tensor, config: DrawConfig) -> None:
         self.entries = entries
         self.config = config
         self.sampler = EmbeddingSampler(class_keys, views, config.noise)

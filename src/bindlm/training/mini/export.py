@@ -6,14 +6,14 @@ from torch import Tensor
 
 from bindlm.loading import load
 from bindlm.processing import BindLMImageProcessor, BindLMProcessor
-from bindlm.training.mini.entries import CacheEntry, write_entries
+from bindlm.space.entry_names import NamedEntry, write_entry_names
 from bindlm.training.mini.recipes import ModelConfig
 
 _KEPT_WHOLE = 10_000
 """Tensors with fewer values keep fp32: they weigh nothing, and gates and norms are worth their digits."""
 
 
-def export(trained: Path, folder: Path, settings: ModelConfig, entries: list[CacheEntry]) -> None:
+def export(trained: Path, folder: Path, settings: ModelConfig, entries: list[NamedEntry]) -> None:
     """Write the finished model.
 
     Args:
@@ -30,7 +30,7 @@ def export(trained: Path, folder: Path, settings: ModelConfig, entries: list[Cac
     model.processor = None  # the tokenizer comes with the language model
     model.save_pretrained(folder, state_dict=stored)
     BindLMProcessor(image_processor=BindLMImageProcessor()).save_pretrained(folder)
-    write_entries(folder, entries)
+    write_entry_names(folder, entries)
 
 
 def as_shipped(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from bindlm.checkpoints import load_state, save_state_atomic
 from bindlm.encoders.efficientnet_lite import EfficientNetLite
-from bindlm.training.mini.entries import CacheEntry
+from bindlm.space.entry_names import NamedEntry
 from bindlm.training.mini.pictures import NamedPicture, load_emoji, load_furniture, paste_on_background
 
 _SAVE_EVERY = 200
@@ -19,7 +19,7 @@ _SAVE_EVERY = 200
 
 def picture_features(
     tower: EfficientNetLite, packages: Path, file: Path, *, num_views: int, seed: int
-) -> tuple[list[CacheEntry], Tensor]:
+) -> tuple[list[NamedEntry], Tensor]:
     """Entries of the pictures and their pooled features.
 
     Args:
@@ -34,7 +34,7 @@ def picture_features(
     """
     pictures = [*load_emoji(packages), *load_furniture(packages)]
     fingerprint = json.dumps([num_views, seed, tower.config.image_size, [picture.id for picture in pictures]])
-    entries = [CacheEntry(picture.name, "", picture.source) for picture in pictures]
+    entries = [NamedEntry(picture.name, "", picture.source) for picture in pictures]
     done = _earlier(file, fingerprint)
     for start in tqdm(
         range(len(done), len(pictures), _SAVE_EVERY), desc="picture features", initial=len(done) // _SAVE_EVERY

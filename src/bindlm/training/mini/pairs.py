@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from bindlm.checkpoints.state import write_text_atomic
+from bindlm.space.entry_names import NamedEntry
 from bindlm.training.features.extract import extract_features
 from bindlm.training.mini.draws import EntryDraws
-from bindlm.training.mini.entries import CacheEntry
 from bindlm.training.mini.recipes import PairsConfig
 from bindlm.training.mini.vocabulary import any_dialogue, name_dialogue, sentence
 from bindlm.training.stage_recipe import FeaturesConfig
@@ -118,6 +118,6 @@ class GivenEmbeddings:
 
 
 def _dialogue(
-    entry: CacheEntry, kinds: list[str], has_other_questions: bool, random: np.random.Generator
+    entry: NamedEntry, kinds: list[str], has_other_questions: bool, random: np.random.Generator
 ) -> tuple[str, str]:
     return any_dialogue(entry, kinds, random) if has_other_questions else name_dialogue(entry, random)

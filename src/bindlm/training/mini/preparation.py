@@ -14,8 +14,8 @@ from bindlm.embedding import load_embedder
 from bindlm.encoders import MiniEncoder
 from bindlm.modeling import BindLMForConditionalGeneration
 from bindlm.processing import BindLMImageProcessor, BindLMProcessor
+from bindlm.space.entry_names import NamedEntry
 from bindlm.training.mini.draws import EntryDraws, ReadoutBatches
-from bindlm.training.mini.entries import CacheEntry
 from bindlm.training.mini.features import picture_features
 from bindlm.training.mini.pairs import write_pairs
 from bindlm.training.mini.readout import Readout, name_targets
@@ -66,7 +66,7 @@ class MiniPreparation:
         )
         encoder.mean.copy_(space.mean)
         encoder.projection.copy_(space.projection.bfloat16().float())  # as it will be stored
-        self.entries: list[CacheEntry] = [*load_vocabulary(), *pictures]
+        self.entries: list[NamedEntry] = [*load_vocabulary(), *pictures]
         self.views = F.normalize(encoder.project(features), dim=-1)
         self.class_keys = space.class_keys
         self.model.add_cache(

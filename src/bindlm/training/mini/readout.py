@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from bindlm.bridges import BindNetwork
 from bindlm.space import VisualCacheBase
-from bindlm.training.mini.entries import CacheEntry
+from bindlm.space.entry_names import NamedEntry
 
 
 class Readout(nn.Module):
@@ -52,7 +52,7 @@ class Readout(nn.Module):
 
 
 def name_targets(
-    entries: list[CacheEntry], tokenizer: PreTrainedTokenizerBase, vocab_size: int, kind_share: float
+    entries: list[NamedEntry], tokenizer: PreTrainedTokenizerBase, vocab_size: int, kind_share: float
 ) -> Tensor:
     """Token shares `(E, V)` of each entry: mostly its name, the first token twice, some its kind."""
     targets = torch.zeros(len(entries), vocab_size)

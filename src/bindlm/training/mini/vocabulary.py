@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from bindlm.training.mini.entries import CacheEntry
+from bindlm.space.entry_names import NamedEntry
 
 TABLE = Path(__file__).parent / "vocabulary.tsv"
 
 
-def load_vocabulary() -> list[CacheEntry]:
+def load_vocabulary() -> list[NamedEntry]:
     """The 1000 ImageNet classes in the order of the head, with everyday names (WordNet lemmas, edited by hand)."""
     with TABLE.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return [CacheEntry(row["name"], row["kind"], "imagenet") for row in rows]
+    return [NamedEntry(row["name"], row["kind"], "imagenet") for row in rows]
 
 
 _UNCOUNTABLE = frozenset(
@@ -55,13 +55,13 @@ def with_article(name: str) -> str:
     return f"a {name}"
 
 
-def sentence(entry: CacheEntry) -> str:
+def sentence(entry: NamedEntry) -> str:
     """ "This is a German shepherd, a kind of dog." """
     opening = "These are" if is_plural(entry.name) else "This is"
     return f"{opening} {statement(entry)}."
 
 
-def statement(entry: CacheEntry) -> str:
+def statement(entry: NamedEntry) -> str:
     """ "a German shepherd, a kind of dog"."""
     thing = with_article(entry.name)
     return f"{thing}, a kind of {entry.kind}" if entry.kind else thing
@@ -128,13 +128,13 @@ _UNSEEN_QUESTIONS = (
 )
 
 
-def name_dialogue(entry: CacheEntry, random: np.random.Generator) -> tuple[str, str]:
+def name_dialogue(entry: NamedEntry, random: np.random.Generator) -> tuple[str, str]:
     """A question for the name and its answer."""
     question = NAME_QUESTIONS[0] if random.random() < 0.3 else str(random.choice(NAME_QUESTIONS))
     return question, sentence(entry)
 
 
-def any_dialogue(entry: CacheEntry, kinds: list[str], random: np.random.Generator) -> tuple[str, str]:
+def any_dialogue(entry: NamedEntry, kinds: list[str], random: np.random.Generator) -> tuple[str, str]:
     """A question of any sort and an answer that keeps to it.
 
     Yes or no comes last, after the name: the model can then read its own words. What the joint embedding does not

@@ -1,4 +1,4 @@
-"""Names of a mini's cache entries: `cache_entries.json` beside its weights."""
+"""Names of the entries of a model's own visual cache: `cache_entries.json` beside its weights."""
 
 import json
 from collections.abc import Iterable
@@ -11,8 +11,8 @@ from bindlm.errors import CheckpointError
 ENTRIES_FILE = "cache_entries.json"
 
 
-class CacheEntry(NamedTuple):
-    """One row of a mini's visual cache."""
+class NamedEntry(NamedTuple):
+    """What one row of a mini's visual cache shows."""
 
     name: str
     """What a person would call it: "German shepherd"."""
@@ -22,7 +22,7 @@ class CacheEntry(NamedTuple):
     """Where its picture comes from: "imagenet", "emoji" or "furniture"."""
 
 
-def write_entries(folder: Path, entries: Iterable[CacheEntry]) -> None:
+def write_entry_names(folder: Path, entries: Iterable[NamedEntry]) -> None:
     """Write the names of a cache's entries, in its order.
 
     Raises:
@@ -32,7 +32,7 @@ def write_entries(folder: Path, entries: Iterable[CacheEntry]) -> None:
     write_text_atomic(folder / ENTRIES_FILE, json.dumps(rows, ensure_ascii=False, indent=0) + "\n")
 
 
-def read_entries(folder: Path) -> list[CacheEntry]:
+def read_entry_names(folder: Path) -> list[NamedEntry]:
     """The names of a cache's entries, in its order.
 
     Raises:
@@ -41,8 +41,8 @@ def read_entries(folder: Path) -> list[CacheEntry]:
     file = folder / ENTRIES_FILE
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
-        return [CacheEntry(*row) for row in rows]
+        return [NamedEntry(*row) for row in rows]
     except (OSError, ValueError, TypeError):
         raise CheckpointError(
-            f"{file} cannot be read; expected the names of a mini's cache entries. Give the folder of a whole mini."
+            f"{file} cannot be read; expected the names of the cache's entries. Give the folder of a whole model."
         ) from None
