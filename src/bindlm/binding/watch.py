@@ -9,9 +9,8 @@ from transformers import TrainerCallback
 from bindlm.binding.companion import Companion
 from bindlm.binding.model import BindingModel
 from bindlm.binding.scoring import SplitScores, Trial
-from bindlm.checkpoints.home import disk_errors
-from bindlm.checkpoints.state import replacing_file
 from bindlm.errors import BindLMError, ConfigError
+from bindlm.space.figures import new_figure, save_figure
 from bindlm.training.captions_callback import undisturbed
 from bindlm.training.curve import METRICS_FILE, smooth
 from bindlm.training.journal import Journal, read_journal
@@ -97,18 +96,11 @@ def plot_binding(folder: Path, out: Path, *, title: str) -> None:
     if not losses:
         raise ConfigError(f"{folder / METRICS_FILE} holds no step with a finite loss; train for a few steps first.")
     figure = _figure(losses, read_journal(folder / EVALUATION_FILE), title)
-    with disk_errors(out.parent), replacing_file(out) as scratch:
-        figure.savefig(scratch, format=out.suffix[1:].lower() or "png", dpi=120)
+    save_figure(figure, out)
 
 
 def _figure(losses: list[dict[str, Any]], looks: list[dict[str, Any]], title: str) -> Any:
-    try:  # Not pyplot: it would pick a window system, and keep every figure alive.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("Curves need the package matplotlib; install it with: pip install 'bindlm[train]'") from None
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 6)
     above, below = figure.subplots(2, 1, sharex=True)
     steps, values = [row["step"] for row in losses], [row["loss"] for row in losses]
     above.plot(steps, values, color="#0072b2", alpha=0.3, linewidth=1, marker="." if len(steps) < 3 else None)

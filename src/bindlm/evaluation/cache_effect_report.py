@@ -2,16 +2,15 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from bindlm.errors import ConfigError
 from bindlm.evaluation.cache_effect import Setting, right_answers
 from bindlm.evaluation.cache_effect_choice import choose_on_halves
 from bindlm.evaluation.cache_effect_media import Panel
 from bindlm.space import CacheWeighting
+from bindlm.space.figures import new_figure, save_figure
 
 SHIPPED, OFF = "model, as shipped", "model, cache off"
 
@@ -105,29 +104,18 @@ def draw_effect(panels: Sequence[Mapping[str, Any]], out: str | os.PathLike[str]
 
     Raises:
         ConfigError: matplotlib is missing.
+        CheckpointError: the disk is full or not writable.
     """
-    from bindlm.checkpoints.state import replacing_file
-
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            "A plot needs the package matplotlib; install it with: pip install 'bindlm[train]'"
-        ) from None
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.6 * columns, 0.3 + 2.5 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.6 * columns, 0.3 + 2.5 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, panel in zip(grid, panels, strict=False):
         _heat_map(axes, panel)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     figure.supxlabel("alpha, share of what the cache gives (0: off); strict / with parents or family", fontsize=9)
-    out = Path(out)
-    with replacing_file(out) as scratch:
-        figure.savefig(scratch, format=out.suffix[1:].lower() or "png", dpi=110)
+    save_figure(figure, out, dpi=110)
 
 
 def _heat_map(axes: Any, panel: Mapping[str, Any]) -> None:

@@ -10,7 +10,6 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from bindlm.asking import told_in_turn
 from bindlm.errors import ConfigError
 from bindlm.evaluation.scoring import names_any
+from bindlm.space.figures import new_figure, save_figure
 from bindlm.space.mix import TURNS, MixForm, mix_embeddings, take_turns
 
 QUESTION = "What is this?"
@@ -194,18 +194,9 @@ def draw(panels: dict[str, dict[str, dict[str, Any]]], out: str | os.PathLike[st
 
     Raises:
         ConfigError: matplotlib is missing.
+        CheckpointError: the disk is full or not writable.
     """
-    from bindlm.checkpoints.state import replacing_file
-
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            "A plot needs the package matplotlib; install it with: pip install 'bindlm[train]'"
-        ) from None
-    figure = Figure(figsize=(0.6 + 4.4 * len(panels), 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(0.6 + 4.4 * len(panels), 3.8)
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (title, ways) in zip(grid, panels.items(), strict=True):
         for way, report in ways.items():
@@ -224,6 +215,4 @@ def draw(panels: dict[str, dict[str, dict[str, Any]]], out: str | os.PathLike[st
     grid[0].set_ylabel(
         "share of pairs (bold: both named; dotted: or a parent;\ngrey: one of them, in one mixture)", fontsize=8
     )
-    out = Path(out)
-    with replacing_file(out) as scratch:
-        figure.savefig(scratch, format=out.suffix[1:].lower() or "png", dpi=120)
+    save_figure(figure, out)

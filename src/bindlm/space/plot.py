@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bindlm.errors import BindLMError, ConfigError
+from bindlm.errors import ConfigError
+from bindlm.space.figures import new_figure, save_figure
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 MOST_LABELS = 40
@@ -75,18 +76,13 @@ def plot_embeddings(
 
     Raises:
         ConfigError: see `check_plot_path`, or lists of another length than the rows.
-        BindLMError: the disk refuses.
+        CheckpointError: the disk refuses.
     """
     check_plot_path(path)
     if len(modalities) != len(embeddings) or (names is not None and len(names) != len(embeddings)):
         raise ConfigError(f"Each of the {len(embeddings)} rows needs one modality, and one name where there are any.")
     points = project_2d(embeddings)
-    # Not pyplot: it would pick a window system, and keep every figure alive.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 6)
     axes = figure.add_subplot()
     for number, modality in enumerate(dict.fromkeys(modalities)):
         rows = [row for row, sense in enumerate(modalities) if sense == modality]
@@ -105,25 +101,9 @@ def plot_embeddings(
     if title:
         axes.set_title(title, parse_math=False)
     axes.legend(frameon=False)
-    save_figure(figure, Path(path))
+    save_figure(figure, path, dpi=150)
 
 
 def _plain(name: str) -> str:
     """``name`` as a font can show it; what no font has, half of a surrogate pair among it, is a question mark."""
     return "".join(char if char.isprintable() else "?" for char in name)
-
-
-def save_figure(figure: object, path: Path) -> None:
-    """Write a figure of matplotlib; a reader sees the old file or the new one, never a part.
-
-    Raises:
-        BindLMError: the disk refuses.
-    """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(scratch, format=path.suffix[1:].lower(), dpi=150)  # type: ignore[attr-defined]
-        os.replace(scratch, path)
-    except OSError as error:
-        raise BindLMError(f"cannot write {path}: {error.strerror}; check its folder and the space there") from error
-    finally:
-        scratch.unlink(missing_ok=True)

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bindlm.checkpoints.home import disk_errors
-from bindlm.checkpoints.state import replacing_file
 from bindlm.errors import ConfigError
+from bindlm.space.figures import new_figure, save_figure
 from bindlm.training.journal import read_journal
 
 METRICS_FILE = "metrics.jsonl"
@@ -62,9 +61,7 @@ def plot_curves(
     files = [_metrics_file(Path(path)) for path in metrics]
     runs = [_losses(path) for path in files]
     figure = _figure(runs, list(labels or (path.parent.name or path.stem for path in files)), title)
-    out = Path(out)
-    with disk_errors(out.parent), replacing_file(out) as scratch:
-        figure.savefig(scratch, format=out.suffix[1:].lower() or "png", dpi=120)
+    save_figure(figure, out)
 
 
 def _metrics_file(path: Path) -> Path:
@@ -79,15 +76,7 @@ def _losses(path: Path) -> list[dict[str, Any]]:
 
 
 def _figure(runs: Sequence[list[dict[str, Any]]], labels: Sequence[str], title: str) -> Any:
-    try:  # Not pyplot: it would pick a window system, and keep every figure alive.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            "A loss curve needs the package matplotlib; install it with: pip install 'bindlm[train]'"
-        ) from None
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 4.5)
     axes = figure.add_subplot()
     rates = axes.twinx()
     for number, (rows, label) in enumerate(zip(runs, labels, strict=True)):
