@@ -238,6 +238,13 @@ def test_lzf_copies_that_overlap_themselves_are_unpacked():
     assert _unpack(body, 19, Medium("point cloud", "x"), PointLimits()) == b"ab" + b"ababa" + b"a" * 12
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("blank", [b"\x1c", b"\x85", b"\xa0"])
+def test_lines_of_what_unicode_calls_blank_are_refused_without_a_warning(blank):
+    with pytest.raises(MediaError, match="not with numbers"):
+        load_points(blank + b"\n" + blank)
+
+
 def test_threads_load_as_one_does():
     expected = load_points(clouds.glb())
     results = []

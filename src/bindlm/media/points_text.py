@@ -58,6 +58,8 @@ def columns(lines: Sequence[bytes], which: Sequence[int], dtype: type = np.float
     """Numbers `(len(lines), len(which))` of some columns; a line that lacks one raises ValueError."""
     if not lines:
         return np.empty((0, len(which)), dtype=dtype)
+    if not any(line.decode("latin1").strip() for line in lines):  # what Unicode calls blank; numpy would only warn
+        raise ValueError("every line is blank")
     values: np.ndarray = np.loadtxt(
         lines, dtype=dtype, comments=None, usecols=tuple(which), ndmin=2, encoding="latin1"
     )
