@@ -19,6 +19,7 @@ from bindlm.injections.base import Injection, InjectionHook, check_is_free, find
 __all__ = ["AdditiveInjection"]
 
 _GATED_AXES = 4
+"""Of what `gated` gives: `(B, L, 1, D_lm)`."""
 
 
 class AdditiveInjection(Injection):
@@ -38,6 +39,7 @@ class AdditiveInjection(Injection):
         self.gate = nn.Parameter(torch.zeros(num_layers))
         self.gate_bound = gate_bound
         self._handles: list[RemovableHandle] = []
+        self._layers: list[nn.Module] = []  # those with a hook; a list, as they are not parts of this module
 
     def factor(self, layer: int) -> Tensor:
         """The scalar that multiplies the condition at `layer`."""
@@ -65,6 +67,22 @@ class AdditiveInjection(Injection):
         gates = self.gate if self.gate_bound is None else self.gate_bound * torch.tanh(self.gate / self.gate_bound)
         return condition.unsqueeze(1) * gates.to(condition)[:, None, None]
 
+    @torch.no_grad()
+    def precompute(self, condition: Tensor | None, num_rows: int = 1) -> Tensor | None:
+        """What `gated` makes of a condition `(B, 1, D_lm)`, to be given at every step; of any other, itself."""
+        if condition is None or condition.ndim != _GATED_AXES - 1 or condition.shape[1] != 1:
+            return condition  # a condition for each token would be held once for each layer
+        return self.gated(condition)
+
+    def is_precomputed(self, condition: Tensor) -> bool:
+        """Whether this is what `precompute` made of a condition."""
+        return condition.ndim == _GATED_AXES and condition.shape[1:3] == (len(self.gate), 1)
+
+    @property
+    def has_compiled_layers(self) -> bool:
+        """Whether the layers go through `torch.compile` one by one."""
+        return any(layer._compiled_call_impl is not None for layer in self._layers[:1])
+
     def attach(self, layers: nn.ModuleList) -> None:
         """Hook every decoder layer; its forward then takes the keyword `condition`, `(B, 1, D_lm)`.
 
@@ -83,16 +101,18 @@ class AdditiveInjection(Injection):
             check_is_free(layer)
         for index, layer in enumerate(layers):
             self._handles.append(layer.register_forward_pre_hook(_LayerHook(self, index), with_kwargs=True))
+        self._layers = list(layers)
 
     def detach(self) -> None:
         """Remove the hooks; the language model is then exactly what it was."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._layers = []
 
 
 class _DecoderHook(InjectionHook):
-    """Multiplies with the gates once a call, where that takes no memory to speak of."""
+    """Does once a call what would be done in every layer: multiplies with the gates, rounds, and cuts into layers."""
 
     def __init__(self, injection: AdditiveInjection) -> None:
         self.injection = injection
@@ -101,11 +121,20 @@ class _DecoderHook(InjectionHook):
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         condition = kwargs.get("condition")
-        if condition is None or condition.ndim != _GATED_AXES - 1 or condition.shape[1] != 1:
-            return None  # a condition for each token would be held once for each layer
-        if torch.is_grad_enabled():
+        if condition is None or torch.is_grad_enabled():
             return None  # backward through a slice fills the whole with zeros
-        kwargs["condition"] = self.injection.gated(condition)
+        gated = self.injection.precompute(condition)
+        assert gated is not None
+        if gated.ndim != _GATED_AXES:
+            return None
+        # A compiled layer takes the tensor: of a tuple it would be compiled for each place anew.
+        if not (torch.compiler.is_compiling() or self.injection.has_compiled_layers):
+            words = decoder.get_input_embeddings().weight  # type: ignore[operator]
+            if words.is_floating_point() and words.element_size() > 1:  # else a layer sees to it
+                gated = gated.to(words.dtype)
+            kwargs["condition"] = gated.unbind(1)
+        else:
+            kwargs["condition"] = gated
         return args, kwargs
 
 
@@ -122,12 +151,19 @@ class _LayerHook(InjectionHook):
         condition = kwargs.pop("condition", None)
         if condition is None:
             return None
-        if condition.ndim == _GATED_AXES:
-            gated = condition[:, self.index]  # (B, 1, D_lm)
+        if isinstance(condition, tuple):
+            gated = condition[self.index]  # (B, 1, D_lm)
+        elif condition.ndim == _GATED_AXES:
+            gated = condition[:, self.index]
         else:
             gated = condition * self.injection.factor(self.index).to(condition.dtype)
         if args:
-            hidden_states = args[0]
-            return (hidden_states + gated.to(hidden_states), *args[1:]), kwargs
-        kwargs["hidden_states"] = kwargs["hidden_states"] + gated.to(kwargs["hidden_states"])
+            return (_added(args[0], gated), *args[1:]), kwargs
+        kwargs["hidden_states"] = _added(kwargs["hidden_states"], gated)
         return args, kwargs
+
+
+def _added(hidden_states: Tensor, gated: Tensor) -> Tensor:
+    if gated.dtype != hidden_states.dtype or gated.device != hidden_states.device:
+        gated = gated.to(hidden_states)
+    return hidden_states + gated
