@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from bindlm.caching import remove_from_cache
+from bindlm.caching.shards import removed_rows
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.space import StoredVisualCache, read_record
 from bindlm.space.cache_format import (
@@ -63,6 +65,21 @@ def test_a_harmed_file_is_refused_on_opening(tmp_path: Path, file: str, harm: st
         StoredVisualCache.open(tmp_path)
     assert file in str(caught.value)
     assert "bindlm cache build" in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [[7, 5], [5, 5], [-1, 5], [5, 60]], ids=["falling", "twice", "before", "beyond"])
+def test_a_list_of_removed_rows_that_is_none_is_refused_by_readers_and_writers(
+    tmp_path: Path, rows: list[int]
+) -> None:
+    record = written(tmp_path, removed=[5, 7])
+    np.save(tmp_path / REMOVED, np.array(rows))  # as many numbers, and as many bytes
+    for use in (
+        lambda: StoredVisualCache.open(tmp_path),
+        lambda: removed_rows(tmp_path, record),
+        lambda: remove_from_cache(["id-9"], tmp_path, progress=False),
+    ):
+        with pytest.raises(CheckpointError, match="does not list rows of this cache"):
+            use()
 
 
 @pytest.mark.parametrize("file", [INDEX, VALUES, ENTRIES])

@@ -15,7 +15,8 @@ from bindlm.checkpoints.home import disk_errors
 from bindlm.checkpoints.state import replacing_file, sha256_of
 from bindlm.errors import ConfigError
 from bindlm.media.names import printable
-from bindlm.space.cache_format import CacheFile, CacheRecord, entries_name, values_name
+from bindlm.space.cache_folder import removed_rows as removed_rows
+from bindlm.space.cache_format import CacheFile, entries_name, values_name
 from bindlm.space.cache_writing import ROWS_IN_GROUP, write_values
 
 ROWS_A_FILE = 1 << 17
@@ -175,23 +176,6 @@ class ValueFiles:
         for place, row in enumerate(rows.tolist()):
             picked[place] = self.read(row, 1)[0]
         return picked
-
-
-def removed_rows(folder: Path, record: CacheRecord) -> NDArray[np.int64]:
-    """Rows of a cache that are gone, rising.
-
-    Raises:
-        ConfigError: their file is damaged.
-    """
-    if record.removed is None:
-        return np.zeros(0, dtype=np.int64)
-    try:
-        rows = np.load(folder / record.removed.file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        rows = None
-    if rows is None or rows.dtype != np.int64 or rows.shape != (record.removed.rows,):
-        raise ConfigError(f"{folder / record.removed.file} is damaged; build the cache anew")
-    return rows
 
 
 def id_batches(folder: Path, files: Sequence[CacheFile], *columns: str) -> Iterator[tuple[int, list[list[Any]]]]:

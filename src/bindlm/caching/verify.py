@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from bindlm.caching import journal as journals
 from bindlm.caching.lists import IndexLists, empty_bytes, open_index
-from bindlm.caching.shards import ValueFiles, known_ids, removed_rows
+from bindlm.caching.shards import ValueFiles, known_ids
 from bindlm.caching.training import is_inverted_file, sample_rows
 from bindlm.checkpoints.state import sha256_of
 from bindlm.errors import BindLMError, CheckpointError
+from bindlm.space.cache_folder import removed_rows
 from bindlm.space.cache_format import CacheRecord, read_record
 
 SAMPLE = 256

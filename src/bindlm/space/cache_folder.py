@@ -49,7 +49,7 @@ class CacheFolder:
         self.index = CacheIndex(path, record, memory_map=memory_map)
         self.values = CacheValues(path, record, memory_map=memory_map)
         self.names = CacheNames(path, record)
-        self.removed = _removed(path, record)
+        self.removed = removed_rows(path, record)
         if verify:
             check_content(path, record)
 
@@ -228,8 +228,12 @@ def check_content(folder: Path, record: CacheRecord) -> None:
             raise damaged(folder, f"{file.file} is not what was written")
 
 
-def _removed(folder: Path, record: CacheRecord) -> "np.ndarray":
-    """Rows that are gone, rising."""
+def removed_rows(folder: Path, record: CacheRecord) -> "np.ndarray":
+    """Rows of a cache that are gone, `(n,)` int64, rising.
+
+    Raises:
+        CheckpointError: their file is missing or damaged, or does not list rows of this cache.
+    """
     import numpy as np
 
     if record.removed is None:
