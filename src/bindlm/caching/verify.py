@@ -16,7 +16,7 @@ from bindlm.caching.training import is_inverted_file, sample_rows
 from bindlm.checkpoints.state import sha256_of
 from bindlm.errors import BindLMError, CheckpointError
 from bindlm.space.cache_folder import removed_rows
-from bindlm.space.cache_format import CacheRecord, read_record
+from bindlm.space.cache_format import CONFIG, CacheRecord, read_record
 
 SAMPLE = 256
 """Entries that are looked up by their own vectors."""
@@ -172,7 +172,7 @@ def describe_cache(cache: str | os.PathLike[str]) -> dict[str, Any]:
             "rows_written": sum(file.rows for file in journal.values),
             "index": journal.choice["key"] if journal.choice else None,
         }
-    if unfinished is not None and not (folder / "config.json").is_file():
+    if unfinished is not None and not (folder / CONFIG).is_file():
         return {"path": str(folder), "unfinished": unfinished}
     record = read_record(folder)
     return {
