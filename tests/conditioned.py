@@ -1,5 +1,6 @@
 """Plain transformers decoders whose `generate` knows the keyword `condition`, as a bound model's does."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,3 +65,33 @@ def randomize(module: nn.Module, scale: float = 0.5, seed: int = 7) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         randomize_(parameter, scale, generator)
+
+
+def step_by_step(model: Any, ids: Tensor, mask: Tensor, condition: Tensor, ends: Sequence[int]) -> Tensor:
+    """Logits of a batch padded on the left, read piece by piece with a KV cache: `(B, T, V)`.
+
+    Args:
+        model: one that takes `condition`.
+        ids, mask: `(B, T)`.
+        condition: as `forward` takes it.
+        ends: where each piece ends; the last is T.
+    """
+    positions = positions_of(mask)
+    steps, past, begin = [], None, 0
+    for end in ends:
+        output = model(
+            input_ids=ids[:, begin:end],
+            attention_mask=mask[:, :end],
+            position_ids=positions[:, begin:end],
+            past_key_values=past,
+            use_cache=True,
+            condition=condition,
+        )
+        steps.append(output.logits)
+        past, begin = output.past_key_values, end
+    return torch.cat(steps, dim=1)
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Places of tokens in rows that are padded on the left, `(B, T)`."""
+    return (mask.cumsum(dim=1) - 1).clamp(min=0)

@@ -18,6 +18,7 @@ from bindlm.modeling import BindLMForConditionalGeneration
 from bindlm.training.stage_recipe import TuningConfig
 from bindlm.tuning.stages import prepare_stage
 
+from .conditioned import step_by_step
 from .tiny import (
     DECODERS,
     HIDDEN,
@@ -133,21 +134,9 @@ def test_word_by_word_and_padded_is_all_at_once_and_alone(case: Any) -> None:
     torch.testing.assert_close(full[:1, -5:], alone, **CLOSE[word])
     other = model(input_ids=ids[:1, -5:], condition=condition[1:]).logits
     assert (alone - other).abs().max() > 0.3, "the condition must do something for this to say anything"
-    steps, past, begin = [], None, 0
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-    for end in (7, 8, 9):
-        output = model(
-            input_ids=ids[:, begin:end],
-            attention_mask=mask[:, :end],
-            position_ids=positions[:, begin:end],
-            past_key_values=past,
-            use_cache=True,
-            condition=condition,
-        )
-        steps.append(output.logits)
-        past, begin = output.past_key_values, end
+    steps = step_by_step(model, ids, mask, condition, (7, 8, 9))
     is_token = mask.bool()
-    torch.testing.assert_close(torch.cat(steps, dim=1)[is_token], full[is_token], **CLOSE[word])
+    torch.testing.assert_close(steps[is_token], full[is_token], **CLOSE[word])
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bindlm.modeling import BindLMForConditionalGeneration
 
+from ..conditioned import positions_of, step_by_step
 from ..tiny import DECODERS, padded_batch, tiny_model, token_batch, unit_rows
 
 # Logits reach 5. The worst seen is 4e-6; a row that takes its neighbour's condition is off by more than 0.1.
@@ -35,22 +36,11 @@ def test_step_by_step_equals_the_full_pass(model: BindLMForConditionalGeneration
     """Rows of unlike length, padded on the left, each with a condition of its own."""
     batch, condition = padded_batch(LENGTHS), conditions(model, has_empty_row=has_empty_row)
     ids, mask = batch["input_ids"], batch["attention_mask"]
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    positions = positions_of(mask)
     full = model(input_ids=ids, attention_mask=mask, position_ids=positions, condition=condition).logits
-    steps, past, begin = [], None, 0
-    for end in (8, 9, 10, 11, 12, 13):  # eight at once, then one by one
-        output = model(
-            input_ids=ids[:, begin:end],
-            attention_mask=mask[:, :end],
-            position_ids=positions[:, begin:end],
-            past_key_values=past,
-            use_cache=True,
-            condition=condition,
-        )
-        steps.append(output.logits)
-        past, begin = output.past_key_values, end
+    steps = step_by_step(model, ids, mask, condition, (8, 9, 10, 11, 12, 13))  # eight at once, then one by one
     is_token = mask.bool()
-    torch.testing.assert_close(torch.cat(steps, dim=1)[is_token], full[is_token], **TOLERANCE)
+    torch.testing.assert_close(steps[is_token], full[is_token], **TOLERANCE)
 
 
 @torch.no_grad()
@@ -69,7 +59,7 @@ def test_generated_logits_equal_the_full_pass(model: BindLMForConditionalGenerat
     full = model(
         input_ids=made.sequences,
         attention_mask=mask,
-        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+        position_ids=positions_of(mask),
         condition=condition,
     ).logits
     torch.testing.assert_close(torch.stack(made.logits, dim=1), full[:, -7:-1], **TOLERANCE)
@@ -78,7 +68,7 @@ def test_generated_logits_equal_the_full_pass(model: BindLMForConditionalGenerat
 @torch.no_grad()
 def test_padded_batch_equals_each_row_alone(model: BindLMForConditionalGeneration) -> None:
     batch, joint = padded_batch(LENGTHS), unit_rows(3)
-    positions = (batch["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
+    positions = positions_of(batch["attention_mask"])
     together = model(**batch, position_ids=positions, joint_embedding=joint).logits
     for row, length in enumerate(LENGTHS):
         ids = batch["input_ids"][row : row + 1, -length:]

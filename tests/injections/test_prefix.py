@@ -10,7 +10,7 @@ from transformers import DynamicCache, PreTrainedModel
 from bindlm.errors import ConfigError
 from bindlm.injections import AdditiveInjection, PrefixConfig, PrefixInjection, expand_placeholders, stack_media
 
-from ..conditioned import FAMILIES, tiny_decoder
+from ..conditioned import FAMILIES, positions_of, tiny_decoder
 from ..tiny import HIDDEN, NUM_LAYERS, token_batch
 
 PLACE = 3
@@ -44,10 +44,6 @@ def media_batch() -> tuple[dict[str, Tensor], Tensor]:
     mask = torch.tensor([[0] * (max(LENGTHS) - length) + [1] * length for length in LENGTHS])
     condition = stack_media([[soft_tokens(2, 1), soft_tokens(3, 2)], [], [soft_tokens(3, 3)]])
     return {"input_ids": ids, "attention_mask": mask}, condition
-
-
-def positions_of(mask: Tensor) -> Tensor:
-    return (mask.cumsum(dim=1) - 1).clamp(min=0)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

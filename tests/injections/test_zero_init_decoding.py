@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from bindlm.injections import ZeroInitAttention, ZeroInitAttentionConfig
 
-from ..conditioned import FAMILIES, NUM_HEADS, randomize, tiny_decoder
+from ..conditioned import FAMILIES, NUM_HEADS, positions_of, randomize, step_by_step, tiny_decoder
 from ..tiny import HIDDEN, NUM_LAYERS, padded_batch, token_batch
 
 # Logits reach 5. A row that takes its neighbour's prompt is off by more than 0.1.
@@ -40,10 +40,6 @@ def conditions(injection: ZeroInitAttention, *, has_empty_row: bool = False, row
     return condition
 
 
-def positions_of(mask: Tensor) -> Tensor:
-    return (mask.cumsum(dim=1) - 1).clamp(min=0)
-
-
 @pytest.mark.parametrize("is_precomputed", [False, True])
 @torch.no_grad()
 def test_step_by_step_equals_the_full_pass(
@@ -55,20 +51,9 @@ def test_step_by_step_equals_the_full_pass(
     positions = positions_of(mask)
     full = model(input_ids=ids, attention_mask=mask, position_ids=positions, condition=condition).logits
     given = injection.precompute(condition) if is_precomputed else condition
-    steps, past, begin = [], None, 0
-    for end in (8, 9, 10, 11, 12, 13):  # eight at once, then one by one
-        output = model(
-            input_ids=ids[:, begin:end],
-            attention_mask=mask[:, :end],
-            position_ids=positions[:, begin:end],
-            past_key_values=past,
-            use_cache=True,
-            condition=given,
-        )
-        steps.append(output.logits)
-        past, begin = output.past_key_values, end
+    steps = step_by_step(model, ids, mask, given, (8, 9, 10, 11, 12, 13))  # eight at once, then one by one
     is_token = mask.bool()
-    torch.testing.assert_close(torch.cat(steps, dim=1)[is_token], full[is_token], **TOLERANCE)
+    torch.testing.assert_close(steps[is_token], full[is_token], **TOLERANCE)
 
 
 @torch.no_grad()
