@@ -10,6 +10,7 @@ from torch import Tensor
 from bindlm.errors import ConfigError
 from bindlm.modeling import BindLMForConditionalGeneration
 from bindlm.processing import MEDIUM, BindLMProcessor
+from bindlm.training.packing import Packable, collate_packed
 
 from .tiny import (
     DECODERS,
@@ -184,12 +185,57 @@ def test_packed_samples_read_their_own_medium_on_the_value_path() -> None:
     torch.testing.assert_close(packed.reshape(2, 5, -1), apart, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["prompts and queries", "prefix"])
-def test_packing_is_refused_where_a_medium_is_several_tokens(kind: str) -> None:
+def test_packing_is_refused_where_a_medium_is_several_tokens_without_a_place() -> None:
+    kind = "prompts and queries"
     with pytest.raises(ConfigError, match="pack no samples for this one"):
         model_of(kind)(
             input_ids=text_for(kind), joint_embedding=unit_rows(2), media_rows=torch.zeros(2, 7, dtype=torch.long)
         )
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3])
+@torch.no_grad()
+def test_packed_samples_read_their_own_medium_at_its_place(num_tokens: int) -> None:
+    """Two samples with media and one without in a row, and one in another: as each alone."""
+    model = prefix_of(num_tokens)
+    joint, media = unit_rows(3), [2, 0, -1, 1]
+    samples = []
+    for length, medium in zip((4, 6, 5, 7), media, strict=True):
+        words = token_batch(1, length, seed=length)[0].clamp(max=PLACE - 1)
+        ids = torch.cat([words[:2], words.new_full((num_tokens if medium >= 0 else 0,), PLACE), words[2:]])
+        samples.append(Packable(ids.numpy(), ids.ne(ids).numpy(), medium))
+    batch = collate_packed(samples, [[0, 1, 2], [3]], pad_token_id=0)
+    batch.pop("labels")
+    logits = model(**batch, joint_embedding=joint).logits
+    starts = [
+        (0, 0),
+        (0, len(samples[0].input_ids)),
+        (0, len(samples[0].input_ids) + len(samples[1].input_ids)),
+        (1, 0),
+    ]
+    for sample, (row, start) in zip(samples, starts, strict=True):
+        given = {} if sample.media_row < 0 else {"joint_embedding": joint[sample.media_row][None]}
+        alone = model(input_ids=torch.from_numpy(sample.input_ids)[None], **given).logits[0]
+        torch.testing.assert_close(logits[row, start : start + len(alone)], alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ids", "media"),
+    [
+        ([7, PLACE, 9, PLACE, 8], [0, 0, 0, 1, 1]),  # one each, of two
+        ([7, PLACE, PLACE, PLACE, 8], [0, 0, 0, 0, 0]),  # one too many
+        ([7, PLACE, PLACE, 9, 8], [2, 2, 2, 2, 2]),  # no such medium
+        ([7, PLACE, PLACE, 9, 8], [-1, -1, -1, -1, -1]),  # none
+    ],
+)
+def test_packed_samples_need_a_place_for_each_soft_token(ids: list[int], media: list[int]) -> None:
+    with pytest.raises(ConfigError, match="must name one, and hold 2 placeholders"):
+        prefix_of(2)(input_ids=torch.tensor([ids]), joint_embedding=unit_rows(2), media_rows=torch.tensor([media]))
+
+
+def prefix_of(num_tokens: int) -> BindLMForConditionalGeneration:
+    """A prefix of several soft tokens of one embedding."""
+    return model_of("prefix", bridge={"kind": "bind_network", "num_tokens": num_tokens, "hidden_dim": 8})
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,11 @@ from bindlm.encoders import JointEncoder, build_encoder
 from bindlm.errors import ConfigError
 from bindlm.injections import Injection, build_injection
 from bindlm.injections.placing import (
+    check_condition,
     check_media_rows,
     counted_positions,
     leave_out_the_cache,
+    spread_over_places,
     spread_over_rows,
     spread_over_tokens,
 )
@@ -212,6 +214,12 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
         given = [(joint_embedding, 1.0)] if isinstance(joint_embedding, Tensor) else list(joint_embedding)
         if not given:
             raise ConfigError("There is nothing to join: give at least one (embedding, weight).")
+        if len(given) > 1 and any(embedding.ndim > 2 for embedding, _ in given):
+            raise ConfigError(
+                f"{len(given)} media of patches cannot be mixed: a patch has a place, and a sum of two pictures is "
+                'neither. Ask about them one after the other (mix="turns"), or give each its own placeholders in the '
+                "text and `condition` the soft tokens of all of them in reading order, see injections.stack_media()."
+            )
         like = {"device": self.device, "dtype": self.bridge.dtype}
         return torch.stack([weight * self.bridge(embedding.to(**like)) for embedding, weight in given]).sum(dim=0)
 
@@ -250,31 +258,14 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
             if media_rows is not None and bool(media_rows.ge(0).any()):
                 raise ConfigError("media_rows names media, but there are no pixel_values and no joint_embedding.")
             return None
-        self._check_condition(condition, tokens, media_rows)
+        width = self.config.get_text_config().hidden_size
+        check_condition(self.injection, condition, num_rows=_num_rows(tokens), width=width, media_rows=media_rows)
+        if media_rows is not None and self.injection.placeholder_id is not None:
+            assert tokens is not None
+            return spread_over_places(condition, media_rows, tokens == self.injection.placeholder_id)
         if media_rows is not None:
             return spread_over_tokens(condition, media_rows)
         return condition.expand(_num_rows(tokens), -1, -1)
-
-    def _check_condition(self, condition: Tensor, tokens: Tensor | None, media_rows: Tensor | None) -> None:
-        num_rows, width = _num_rows(tokens), self.config.get_text_config().hidden_size
-        counts = self.injection.condition_tokens
-        if media_rows is not None and (counts is None or max(counts) > 1):
-            raise ConfigError("media_rows are for injections of one vector a medium; pack no samples for this one.")
-        has_count = condition.ndim == 3 and (counts is None or condition.shape[1] in counts)
-        fits = has_count and condition.shape[-1] == width
-        if not fits or (media_rows is None and len(condition) not in (1, num_rows)):
-            count = "S" if counts is None else " or ".join(map(str, counts))
-            wanted = (
-                f"The conditions of M media must be (M, {count}, {width})"
-                if media_rows is not None
-                else f"The condition of {num_rows} rows of text must be ({num_rows}, {count}, {width}), or "
-                f"(1, {count}, {width}) for all of them"
-            )
-            raise ConfigError(
-                f"{wanted}, got {tuple(condition.shape)}. Where some rows have media, say which with has_media."
-            )
-        if not self.injection.is_attached:
-            raise ConfigError("The injection is not attached: a condition would do nothing. Call attach() first.")
 
     # -- the language model -----------------------------------------------------------------------------------------
 

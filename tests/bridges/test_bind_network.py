@@ -88,7 +88,7 @@ def test_wrong_width_is_refused(shape: tuple[int, ...]) -> None:
         network()(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("field", ["input_dim", "output_dim", "hidden_dim", "num_blocks"])
+@pytest.mark.parametrize("field", ["input_dim", "output_dim", "hidden_dim", "num_blocks", "num_tokens"])
 @pytest.mark.parametrize("value", [0, -3])
 def test_impossible_sizes_are_refused(field: str, value: int) -> None:
     settings = {"input_dim": 4, "output_dim": 4, field: value}
@@ -109,6 +109,21 @@ def test_near_zero_residuals_scale_each_way_out() -> None:
     init_near_zero_residuals(bridge, scale=0.25)
     for (name, now), before in zip(bridge.named_parameters(), start.parameters(), strict=True):
         torch.testing.assert_close(now, before * 0.25 if ".w3." in name else before, rtol=0, atol=0, msg=name)
+
+
+def test_several_tokens_are_first_layers_of_their_own_behind_which_the_blocks_are_shared() -> None:
+    several = network(num_tokens=3, input_bias=True, is_output_normalized=True)
+    embedding = torch.randn(4, 10)
+    tokens = several(embedding)
+    assert tokens.shape == (4, 3, 12)
+    assert several.config.num_parameters == sum(parameter.numel() for parameter in several.parameters())
+    for number in range(3):
+        state = several.state_dict()
+        for name in ("input.weight", "input.bias"):
+            state[name] = state[name][number * 12 : (number + 1) * 12]
+        one = network(input_bias=True, is_output_normalized=True)
+        one.load_state_dict(state)
+        torch.testing.assert_close(one(embedding)[:, 0], tokens[:, number], rtol=1e-5, atol=1e-5)
 
 
 def test_rows_do_not_mix() -> None:

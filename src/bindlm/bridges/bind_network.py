@@ -48,11 +48,14 @@ class BindNetworkConfig:
     """The norm at the head of each block."""
     block_bias: bool = False
     """Whether the linear layers of the blocks have biases, as in the older release."""
+    num_tokens: int = 1
+    """Tokens that the first linear makes of one embedding; the blocks serve each of them alike. Paper and releases
+    have one. More are for a prefix of several soft tokens: what adds one vector to every word takes one."""
 
     def __post_init__(self) -> None:
         if self.hidden_dim is None:
             self.hidden_dim = 4 * self.output_dim
-        for field in ("input_dim", "output_dim", "hidden_dim", "num_blocks"):
+        for field in ("input_dim", "output_dim", "hidden_dim", "num_blocks", "num_tokens"):
             value = getattr(self, field)
             if value < 1:
                 raise ConfigError(f"BindNetworkConfig.{field} must be at least 1, got {value}.")
@@ -87,7 +90,7 @@ class BindNetworkConfig:
     def num_parameters(self) -> int:
         """Parameters of the network, counted without building it."""
         assert self.hidden_dim is not None
-        first = self.input_dim * self.output_dim + (self.output_dim if self.input_bias else 0)
+        first = self.num_tokens * self.output_dim * (self.input_dim + (1 if self.input_bias else 0))
         block = self.output_dim + 3 * self.output_dim * self.hidden_dim
         if self.norm is BindNorm.LAYER:
             block += self.output_dim
@@ -131,7 +134,7 @@ class BindNetwork(Bridge):
         super().__init__()
         assert config.hidden_dim is not None
         self.config = config
-        self.input = nn.Linear(config.input_dim, config.output_dim, bias=config.input_bias)
+        self.input = nn.Linear(config.input_dim, config.num_tokens * config.output_dim, bias=config.input_bias)
         self.blocks = nn.ModuleList(
             BindBlock(config.output_dim, config.hidden_dim, config.norm_eps, config.norm, config.block_bias)
             for _ in range(config.num_blocks)
@@ -141,13 +144,13 @@ class BindNetwork(Bridge):
         )
 
     def forward(self, joint_embedding: Tensor) -> Tensor:
-        """One condition token for each joint embedding.
+        """A condition token for each joint embedding, or `num_tokens` of them.
 
         Args:
             joint_embedding: `(B, D_joint)`, unit length as the encoders give it.
 
         Returns:
-            Condition `(B, 1, D_lm)`, the paper's T_I.
+            Condition `(B, N, D_lm)`; with one token, N = 1, the paper's T_I.
 
         Raises:
             ConfigError: the width is not the one this network was built for.
@@ -157,7 +160,7 @@ class BindNetwork(Bridge):
                 f"The bind network takes joint embeddings (B, {self.config.input_dim}), got "
                 f"{tuple(joint_embedding.shape)}. Was it made by the encoder this model was trained with?"
             )
-        feature: Tensor = self.input(joint_embedding).unsqueeze(1)  # (B, 1, D_lm)
+        feature: Tensor = self.input(joint_embedding).unflatten(-1, (-1, self.config.output_dim))  # (B, N, D_lm)
         for block in self.blocks:
             feature = block(feature)
         return self.output_norm(feature)

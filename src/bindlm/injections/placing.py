@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bindlm.errors import ConfigError
+from bindlm.injections.base import Injection
 
 
 def spread_over_rows(condition: Tensor, has_media: Tensor) -> Tensor:
@@ -46,6 +47,74 @@ def spread_over_tokens(condition: Tensor, media_rows: Tensor) -> Tensor:
     # bfloat16 a sum stands still once it is 256 times its next term.
     table = torch.cat([condition.new_zeros(1, condition.shape[-1]), condition.flatten(1)]).float()  # (1 + M, D_lm)
     return F.embedding(media_rows + 1, table, padding_idx=0)
+
+
+def spread_over_places(condition: Tensor, media_rows: Tensor, is_soft: Tensor) -> Tensor:
+    """Soft tokens `(M, N, D_lm)` of M media -> those of each row of text in reading order, `(B, S, D_lm)`.
+
+    Args:
+        media_rows: `(B, T)` whole numbers, which of the M media the sample of each token has; -1 for none.
+        is_soft: `(B, T)` bool, the placeholders: N in a sample with a medium, none in others.
+
+    Returns:
+        In fp32, as `spread_over_tokens`; zeros behind the soft tokens of rows that have fewer.
+
+    Raises:
+        ConfigError: there is no such medium, or a sample has another number of placeholders.
+    """
+    count = condition.shape[1]
+    media, is_soft = media_rows.to(condition.device), is_soft.to(condition.device)
+    ordinals = is_soft.cumsum(dim=1)  # (B, T), 1 for the first of a row
+    own = media[is_soft]  # of all rows, in reading order
+    counts = ordinals[:, -1]
+    fits = not bool((counts % count).any()) and bool((own.view(-1, count) == own[::count, None]).all())
+    if not fits or bool(((own < 0) | (own >= len(condition))).any()):
+        raise ConfigError(
+            f"Of {len(condition)} media with {count} soft tokens each, media_rows and input_ids must name one, and "
+            f"hold {count} placeholders, for every sample that has a medium; the rows hold {counts.tolist()}."
+        )
+    table = torch.cat(
+        [condition.new_zeros(1, condition.shape[-1]), condition.flatten(0, 1)]
+    ).float()  # (1 + M N, D_lm)
+    rows = is_soft.nonzero()[:, 0]
+    order = ordinals[is_soft] - 1
+    index = media.new_zeros(len(media), max(1, int(counts.max())))  # (B, S)
+    index[rows, order] = 1 + own * count + order % count
+    return F.embedding(index, table, padding_idx=0)
+
+
+def check_condition(
+    injection: Injection, condition: Tensor, *, num_rows: int, width: int, media_rows: Tensor | None = None
+) -> None:
+    """Refuse a condition that an injection cannot give to a text.
+
+    Args:
+        condition: `(B, N, D_lm)`; of M media with `media_rows`.
+        num_rows: B.
+        width: D_lm.
+
+    Raises:
+        ConfigError: another shape, or the injection is on no language model.
+    """
+    counts = injection.condition_tokens
+    has_places = injection.placeholder_id is not None
+    if media_rows is not None and not has_places and (counts is None or max(counts) > 1):
+        raise ConfigError("media_rows are for injections of one vector a medium; pack no samples for this one.")
+    has_count = condition.ndim == 3 and (counts is None or condition.shape[1] in counts)
+    fits = has_count and condition.shape[-1] == width
+    if not fits or (media_rows is None and len(condition) not in (1, num_rows)):
+        count = "S" if counts is None else " or ".join(map(str, counts))
+        wanted = (
+            f"The conditions of M media must be (M, {count}, {width})"
+            if media_rows is not None
+            else f"The condition of {num_rows} rows of text must be ({num_rows}, {count}, {width}), or "
+            f"(1, {count}, {width}) for all of them"
+        )
+        raise ConfigError(
+            f"{wanted}, got {tuple(condition.shape)}. Where some rows have media, say which with has_media."
+        )
+    if not injection.is_attached:
+        raise ConfigError("The injection is not attached: a condition would do nothing. Call attach() first.")
 
 
 def check_media_rows(media_rows: Tensor, tokens: Tensor) -> None:

@@ -121,9 +121,9 @@ def _loss(model: Any, shape: StepShape, touched: list[Owned]) -> Tensor:
     ids = torch.zeros(shape.rows, shape.row_tokens, dtype=torch.long)
     positions = torch.zeros_like(ids)  # of packed rows: the mask is made, as for padded ones
     places = torch.zeros(shape.target_tokens, dtype=torch.long)
-    condition = {"condition": _condition(model, ids, shape.media)} if shape.media else {}
+    given = {"input_ids": ids} if shape.media == 0 else _given(model, ids, shape.media)
     with head_only_at(model.language_model, places, touched), _gradients_from_the_head_on(model, touched):
-        output = model.language_model(input_ids=ids, position_ids=positions, use_cache=False, **condition)
+        output = model.language_model(position_ids=positions, use_cache=False, **given)
     return summed_loss(output.logits, torch.zeros_like(places))
 
 
@@ -151,13 +151,20 @@ def _make_gradients(model: nn.Module) -> None:
             parameter.grad = torch.zeros_like(parameter)
 
 
-def _condition(model: Any, ids: Tensor, media: int) -> Tensor:
-    """The condition of each token, `(R, T, D_lm)` in fp32, as the model spreads it; every row is given a medium."""
+def _given(model: Any, ids: Tensor, media: int) -> dict[str, Tensor]:
+    """Text with the condition of each token, `(R, T, D_lm)` in fp32, as the model spreads it; each row has a medium.
+
+    What has a place in the text stands among its embeddings; where, is in the ids, and there are none.
+    """
     bridge = model.bridge
     joint_embedding = torch.zeros(media, bridge.config.input_dim)
-    condition = bridge(joint_embedding.to(bridge.dtype))  # (M, 1, D_lm)
-    table = torch.cat([condition.new_zeros(1, condition.shape[-1]), condition.flatten(1)]).float()
-    return F.embedding(ids, table, padding_idx=0)
+    condition = bridge(joint_embedding.to(bridge.dtype))  # (M, N, D_lm)
+    table = torch.cat([condition.new_zeros(1, condition.shape[-1]), condition.flatten(0, 1)]).float()
+    spread = F.embedding(ids, table, padding_idx=0)
+    if model.injection.placeholder_id is None:
+        return {"input_ids": ids, "condition": spread}
+    words = model.get_input_embeddings()(ids)
+    return {"inputs_embeds": torch.where(ids[..., None] > 0, spread.to(words), words)}
 
 
 class LiveBytes(TorchDispatchMode):

@@ -16,11 +16,20 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from bindlm.errors import ConfigError
-from bindlm.processing import CONDITIONED_CHAT_TEMPLATE
+from bindlm.processing import CONDITIONED_CHAT_TEMPLATE, MEDIUM
 from bindlm.training.data.sample import Sample, Turn
 from bindlm.training.stage_recipe import PromptConfig
 
-__all__ = ["IGNORED", "RefusedConversationError", "Rendered", "Renderer", "alpaca_prompt", "render", "renderer"]
+__all__ = [
+    "IGNORED",
+    "Places",
+    "RefusedConversationError",
+    "Rendered",
+    "Renderer",
+    "alpaca_prompt",
+    "render",
+    "renderer",
+]
 
 IGNORED = -100
 """Label of a token that is not learned, as everywhere in transformers."""
@@ -51,6 +60,15 @@ class Rendered:
         return len(self.labels) - self.labels.count(IGNORED)
 
 
+class Places(NamedTuple):
+    """Where a medium stands in the text, of an injection that gives it a place there."""
+
+    placeholder_id: int
+    """Token id in place of each soft token."""
+    num_tokens: int
+    """Soft tokens of a medium."""
+
+
 class _Exchange(NamedTuple):
     """All that is read before an answer, and what is learned."""
 
@@ -66,6 +84,7 @@ def render(
     is_conditioned: bool,
     caption: int = 0,
     conditioned_template: str | None = None,
+    places: Places | None = None,
 ) -> Rendered:
     """One sample as tokens and labels, cut on the right at `prompt.max_tokens`.
 
@@ -77,12 +96,15 @@ def render(
         caption: number of the caption to learn, modulo how many there are.
         conditioned_template: chat template with a medium; None for `CONDITIONED_CHAT_TEMPLATE` where the tokenizer
             knows `<|im_start|>`, else the tokenizer's own.
+        places: what stands in the text where the template has its `<|medium|>`; None where a medium has no place.
 
     Raises:
         RefusedConversationError: the chat template takes no such conversation.
         ConfigError: the tokenizer has no template, or one that cannot be trained on.
     """
-    maker = renderer(tokenizer, prompt, is_conditioned=is_conditioned, conditioned_template=conditioned_template)
+    maker = renderer(
+        tokenizer, prompt, is_conditioned=is_conditioned, conditioned_template=conditioned_template, places=places
+    )
     return maker.render([(sample, caption)])[0]
 
 
@@ -93,13 +115,21 @@ def renderer(
     *,
     is_conditioned: bool,
     conditioned_template: str | None = None,
+    places: Places | None = None,
 ) -> "Renderer":
     """The renderer of these settings, made once: what the template puts around answers is found by probing it."""
+    if places is not None and (prompt.template == "alpaca" or MEDIUM not in (conditioned_template or "")):
+        raise ConfigError(
+            f"The medium has a place in the text of this model, so its chat template must say where, by {MEDIUM}. Set "
+            'data.prompt.template to "chat", and give the processor of model.start_from such a '
+            "conditioned_chat_template."
+        )
     if prompt.template == "alpaca":
         return Renderer(_Alpaca(tokenizer), prompt)
     if is_conditioned and conditioned_template is None and _is_chat_ml(tokenizer):
         conditioned_template = CONDITIONED_CHAT_TEMPLATE
-    return Renderer(_Chat(tokenizer, conditioned_template if is_conditioned else None), prompt)
+    layout = _Chat(tokenizer, conditioned_template if is_conditioned else None)
+    return Renderer(layout, prompt, places, num_media=int(is_conditioned))
 
 
 class Renderer:
@@ -108,11 +138,17 @@ class Renderer:
     Args:
         layout: how turns become text.
         prompt: what captions answer, and where samples are cut.
+        places: of media that stand in the text.
+        num_media: how many each sample then has, 0 or 1; what has another number of places has nothing to learn.
     """
 
-    def __init__(self, layout: "_Layout", prompt: PromptConfig) -> None:
+    def __init__(
+        self, layout: "_Layout", prompt: PromptConfig, places: Places | None = None, num_media: int = 0
+    ) -> None:
         self.layout = layout
         self.prompt = prompt
+        self.places = places
+        self.num_media = num_media
         self._end_id = layout.tokenizer.convert_tokens_to_ids(layout.end_token)
 
     def render(self, samples: Sequence[tuple[Sample, int]]) -> list[Rendered]:
@@ -133,9 +169,12 @@ class Renderer:
             answer = Turn("assistant", sample.captions[caption % len(sample.captions)])
             asked = self.prompt.caption_instruction
             return [answer] if asked is None else [Turn("user", asked), answer]
+        turns = list(sample.turns)
+        if self.places is not None:
+            turns = [replace(turn, text=turn.text.replace(MEDIUM, "")) for turn in turns]
         if self.prompt.keeps_image_marker:
-            return list(sample.turns)
-        return [_without_marker(turn) if turn.role == "user" else turn for turn in sample.turns]
+            return turns
+        return [_without_marker(turn) if turn.role == "user" else turn for turn in turns]
 
     def _tokens(self, exchanges: Iterable[_Exchange], known: dict[str, list[int]]) -> Rendered:
         ids: list[int] = []
@@ -154,7 +193,13 @@ class Renderer:
                 break  # so that a long conversation costs no more than its part that is kept
         if labels:
             labels[0] = IGNORED  # nothing comes before it, and in a packed row another sample's last token would
-        return Rendered(ids[: self.prompt.max_tokens], labels[: self.prompt.max_tokens])
+        ids, labels = ids[: self.prompt.max_tokens], labels[: self.prompt.max_tokens]
+        if (
+            self.places is not None
+            and ids.count(self.places.placeholder_id) != self.num_media * self.places.num_tokens
+        ):
+            labels = [IGNORED] * len(labels)  # no question to hold a medium, or a text that says placeholders itself
+        return Rendered(ids, labels)
 
     def _added(self, ids: list[int], read: str, piece: str, known: dict[str, list[int]]) -> list[int]:
         """What a further piece of text adds to the tokens so far."""
@@ -187,12 +232,27 @@ class Renderer:
         """Tokens of texts, without anything the tokenizer would add."""
         if not texts:
             return {}
+        if self.places is not None and any(MEDIUM in text for text in texts):
+            return {text: self._ids_around_media(text) for text in texts}
         ordered = sorted(texts)
         # verbose: the length that the tokenizer would warn of is this module's to cut
         encoded = self.layout.tokenizer(
             ordered, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False, verbose=False
         )
         return dict(zip(ordered, encoded["input_ids"], strict=True))
+
+    def _ids_around_media(self, text: str) -> list[int]:
+        """Tokens of a text with media, each piece on its own, as the processor makes them for a question."""
+        assert self.places is not None
+        bos, bos_id = self.layout.tokenizer.bos_token, self.layout.tokenizer.bos_token_id
+        ids: list[int] = []
+        if bos and text.startswith(bos):
+            ids, text = [bos_id], text.removeprefix(bos)
+        pieces = text.split(MEDIUM)
+        known = self._ids_of(set(pieces))
+        for number, piece in enumerate(pieces):
+            ids += [self.places.placeholder_id] * (self.places.num_tokens if number else 0) + known[piece]
+        return ids
 
 
 class _Layout:
@@ -314,7 +374,11 @@ class _Chat(_Layout):
         ]
         try:
             return self.tokenizer.apply_chat_template(
-                messages, chat_template=self.template, tokenize=False, add_generation_prompt=opened
+                messages,
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=opened,
+                is_conditioned=self.template is not None,  # as the processor says it
             )
         except TemplateError as error:
             roles = ", ".join(turn.role for turn in turns)

@@ -13,7 +13,7 @@ from bindlm.embedding import Embedder, bound_embedder
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.modeling import BindLMForConditionalGeneration
 from bindlm.training.batches import Embeddings
-from bindlm.training.bound import adopt_prompt, encoder_name, recipe_model
+from bindlm.training.bound import adopt_prompt, encoder_name, media_places, recipe_model
 from bindlm.training.captions_callback import CaptionCallback, caption_pictures
 from bindlm.training.checkpointing import full_state
 from bindlm.training.data.sources import Source, media_key, open_source
@@ -191,6 +191,7 @@ def training_data(
         "store": store,
         "zero_image": zero_image,
         "conditioned_template": _conditioned_template(recipe, model),
+        "places": media_places(model),
     }
     tokenizer, prompt = model.processor.tokenizer, recipe.data.prompt
     if any(source.config.streaming for source in sources):

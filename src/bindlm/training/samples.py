@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from bindlm.errors import ConfigError
 from bindlm.training.batches import NO_MEDIUM, BatchMaker, Embeddings, draw, store_rows
 from bindlm.training.plan import BatchPlan, Picks
-from bindlm.training.render import IGNORED
+from bindlm.training.render import IGNORED, Places
 from bindlm.training.stage_recipe import PromptConfig
 from bindlm.training.token_table import OpenedSource, tokenize_source
 
@@ -72,6 +72,7 @@ class TrainingData(Dataset[dict[str, Tensor]]):
         store: embeddings of the data's media; None where there are none.
         zero_image: `(D_joint,)`, embedding of an all-zero picture, for `prompt.zero_image_for_text`.
         conditioned_template: chat template of samples with a medium, as the processor has it.
+        places: of media that stand in the text; None where they do not.
         cache: folder for the tokens; None keeps them in memory.
 
     Raises:
@@ -100,6 +101,7 @@ class TrainingData(Dataset[dict[str, Tensor]]):
         store: Embeddings | None = None,
         zero_image: Tensor | None = None,
         conditioned_template: str | None = None,
+        places: Places | None = None,
         cache: Path | None = None,
     ) -> None:
         if (num_steps is None) == (num_epochs is None):
@@ -108,7 +110,9 @@ class TrainingData(Dataset[dict[str, Tensor]]):
         if zero and zero_image is None:
             raise ConfigError("PromptConfig.zero_image_for_text needs an encoder that can embed an all-zero picture.")
         self.tables = [
-            tokenize_source(source, tokenizer, prompt, conditioned_template=conditioned_template, cache=cache)
+            tokenize_source(
+                source, tokenizer, prompt, conditioned_template=conditioned_template, places=places, cache=cache
+            )
             for source in sources
         ]
         self.seed = seed

@@ -13,7 +13,7 @@ from bindlm.errors import ConfigError
 from bindlm.training.batches import NO_MEDIUM, BatchMaker, Embeddings, draw, store_rows
 from bindlm.training.data.sample import Sample
 from bindlm.training.plan import split_step
-from bindlm.training.render import IGNORED, Rendered, renderer
+from bindlm.training.render import IGNORED, Places, Rendered, renderer
 from bindlm.training.samples import CAPTION, VIEW, pad_token_of
 from bindlm.training.stage_recipe import PromptConfig
 from bindlm.training.token_table import OpenedSource, is_conditioned_sample, render_alternatives
@@ -77,6 +77,7 @@ class StreamedData(IterableDataset[dict[str, Tensor]]):
         store: Embeddings | None = None,
         zero_image: Tensor | None = None,
         conditioned_template: str | None = None,
+        places: Places | None = None,
     ) -> None:
         if not 1 <= num_micro <= batch_size:
             raise ConfigError(f"A step of batch_size {batch_size} cannot be split into {num_micro} micro-batches.")
@@ -84,7 +85,7 @@ class StreamedData(IterableDataset[dict[str, Tensor]]):
             raise ConfigError("PromptConfig.zero_image_for_text needs an encoder that can embed an all-zero picture.")
         self.sources, self.tokenizer, self.prompt = list(sources), tokenizer, prompt
         self.batch_size, self.num_micro, self.num_steps, self.seed = batch_size, num_micro, num_steps, seed
-        self.conditioned_template = conditioned_template
+        self.conditioned_template, self.places = conditioned_template, places
         self.maker = BatchMaker(pad_token_of(tokenizer), packing, row_tokens, store, zero_image)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -143,6 +144,7 @@ class StreamedData(IterableDataset[dict[str, Tensor]]):
                 self.prompt,
                 is_conditioned=is_conditioned,
                 conditioned_template=self.conditioned_template,
+                places=self.places,
             )
             alternatives, refused = render_alternatives(maker, [chosen[at] for at in own])
             refusal = refusal or refused

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from bindlm.checkpoints.locks import locked
 from bindlm.errors import ConfigError
 from bindlm.training.data.sample import Sample
-from bindlm.training.render import IGNORED, RefusedConversationError, Rendered, Renderer, renderer
+from bindlm.training.render import IGNORED, Places, RefusedConversationError, Rendered, Renderer, renderer
 from bindlm.training.stage_recipe import PromptConfig, SourceConfig
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ def tokenize_source(
     prompt: PromptConfig,
     *,
     conditioned_template: str | None = None,
+    places: Places | None = None,
     cache: Path | None = None,
 ) -> TokenTable:
     """All samples of a source as tokens.
@@ -158,19 +159,19 @@ def tokenize_source(
         source: opened, not streaming.
         tokenizer: the language model's own.
         prompt: how samples become text.
-        conditioned_template: as for `render`.
+        conditioned_template, places: as for `render`.
         cache: folder where the table is kept, and found again by all that it depends on; None for memory.
 
     Raises:
         ConfigError: no sample has anything to learn, or the chat template takes hardly any.
     """
-    key = _fingerprint(source, tokenizer, prompt, conditioned_template)
+    key = _fingerprint(source, tokenizer, prompt, conditioned_template, places)
     if cache is None:
-        return _checked(source, *_map(source, tokenizer, prompt, conditioned_template, key, None))
+        return _checked(source, *_map(source, tokenizer, prompt, conditioned_template, places, key, None))
     cache.mkdir(parents=True, exist_ok=True)
     file = cache / f"tokens-{key}.arrow"
     with locked(f"tokens-{key}", f"tokenizing {source.name}"):
-        dataset, refusals = _map(source, tokenizer, prompt, conditioned_template, key, file)
+        dataset, refusals = _map(source, tokenizer, prompt, conditioned_template, places, key, file)
         try:
             return _checked(source, dataset, refusals)
         except ConfigError:
@@ -183,6 +184,7 @@ def _map(
     tokenizer: PreTrainedTokenizerBase,
     prompt: PromptConfig,
     template: str | None,
+    places: Places | None,
     key: str,
     file: Path | None,
 ) -> tuple["Dataset", list[str]]:
@@ -195,7 +197,9 @@ def _map(
         found: dict[str, list[Any]] = {"input_ids": [], "is_target": [], "sample": [], "media": []}
         for is_conditioned in (False, True):
             chosen = [at for at, each in enumerate(samples) if is_conditioned_sample(each, prompt) == is_conditioned]
-            maker = renderer(tokenizer, prompt, is_conditioned=is_conditioned, conditioned_template=template)
+            maker = renderer(
+                tokenizer, prompt, is_conditioned=is_conditioned, conditioned_template=template, places=places
+            )
             alternatives, refusal = render_alternatives(maker, [samples[at] for at in chosen])
             refusals.extend([refusal] if refusal else [])
             for at, each in zip(chosen, alternatives, strict=True):
@@ -249,12 +253,18 @@ def _checked(source: OpenedSource, dataset: "Dataset", refusals: list[str]) -> T
 
 
 def _fingerprint(
-    source: OpenedSource, tokenizer: PreTrainedTokenizerBase, prompt: PromptConfig, template: str | None
+    source: OpenedSource,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: PromptConfig,
+    template: str | None,
+    places: Places | None,
 ) -> str:
     """Of all that the tokens depend on."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     parts = (_VERSION, source.fingerprint, words, tokenizer.chat_template, tokenizer.special_tokens_map)
+    if places is not None:
+        parts = (*parts, tuple(places))
     return hashlib.sha256(repr((*parts, prompt, template)).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
