@@ -4,6 +4,7 @@ import re
 import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ from bindlm.errors import ConfigError
 if TYPE_CHECKING:
     from bindlm.caching import Budget
     from bindlm.space.cache_format import CacheRecord, CacheSettings
+
+    Written = tuple[CacheRecord, Sequence[str]]
+    """What a cache is now, and what is to be said of its source."""
 
 BYTES = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
          "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}  # fmt: skip
@@ -55,8 +59,8 @@ def run_build(options: Namespace) -> int:
 
     settings, budget = settings_of(options), budget_of(options)
     check_out(options.output, options.replace)
-    started = time.monotonic()
-    try:
+
+    def write() -> "Written":
         opened = cache_sources.open_given(options, options.output)
         record = build_cache(
             opened.source,
@@ -69,11 +73,9 @@ def run_build(options: Namespace) -> int:
             is_fresh=options.fresh,
             replaces=options.replace,
         )
-    except KeyboardInterrupt:
-        return say_stopped()
-    for note in opened.source.notes:
-        say(note)
-    return report(options.output, record, options, time.monotonic() - started)
+        return record, opened.source.notes
+
+    return run_writing(write, options.output, options)
 
 
 # --- add, remove, merge ---
@@ -97,8 +99,8 @@ def run_add(options: Namespace) -> int:
 
     budget = budget_of(options)
     base = read_record(options.cache)
-    started = time.monotonic()
-    try:
+
+    def write() -> "Written":
         opened = cache_sources.open_given(options, options.cache, base)
         record = add_to_cache(
             opened.source,
@@ -108,11 +110,9 @@ def run_add(options: Namespace) -> int:
             reindexes=options.reindex,
             is_fresh=options.fresh,
         )
-    except KeyboardInterrupt:
-        return say_stopped()
-    for note in opened.source.notes:
-        say(note)
-    return report(options.cache, record, options, time.monotonic() - started)
+        return record, opened.source.notes
+
+    return run_writing(write, options.cache, options)
 
 
 def add_remove(parser: ArgumentParser) -> None:
@@ -158,12 +158,10 @@ def run_merge(options: Namespace) -> int:
     """Make one cache of several."""
     from bindlm.caching import merge_caches
 
-    started = time.monotonic()
-    try:
-        record = merge_caches(options.caches, options.output, budget=budget_of(options), is_fresh=options.fresh)
-    except KeyboardInterrupt:
-        return say_stopped()
-    return report(options.output, record, options, time.monotonic() - started)
+    def write() -> "Written":
+        return merge_caches(options.caches, options.output, budget=budget_of(options), is_fresh=options.fresh), ()
+
+    return run_writing(write, options.output, options)
 
 
 # --- verify, inspect ---
@@ -286,10 +284,17 @@ def add_run(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object on stdout")
 
 
-def say_stopped() -> int:
-    """Say how a stopped run goes on, and return the exit code."""
-    say("stopped; the same command goes on from there")
-    return EXIT_INTERRUPTED
+def run_writing(write: Callable[[], "Written"], folder: Path, options: Namespace) -> int:
+    """Write a cache and say what it is now, or how a stopped run goes on; return the exit code."""
+    started = time.monotonic()
+    try:
+        record, notes = write()
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from there")
+        return EXIT_INTERRUPTED
+    for note in notes:
+        say(note)
+    return report(folder, record, options, time.monotonic() - started)
 
 
 def report(folder: Path, record: "CacheRecord", options: Namespace, seconds: float | None = None) -> int:
