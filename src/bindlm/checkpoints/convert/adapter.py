@@ -1,13 +1,16 @@
 """A published adapter: opened, its names brought into one form, its tensors compared with what they must be."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from bindlm.checkpoints.convert.llama import BaseLlama, LlamaSizes, linear_shapes
+from bindlm.checkpoints.convert.llama import BaseLlama, LlamaSizes, linear_shapes, open_llama
+from bindlm.checkpoints.convert.settings import as_paths
 from bindlm.checkpoints.convert.streamed import Entry, plain_entry
 from bindlm.checkpoints.llama_layout import convert_llama_tensors, to_transformers_name
 from bindlm.checkpoints.mapped import open_mapped
@@ -19,7 +22,7 @@ __all__ = [
     "Shapes",
     "gate_shapes",
     "made_entries",
-    "open_adapter",
+    "open_release",
     "scaled_entry",
     "shapes_of_tuning",
     "take_phase",
@@ -27,6 +30,7 @@ __all__ = [
 ]
 
 Shapes = dict[str, tuple[int, ...]]
+_PathLike = str | os.PathLike[str]
 
 BIASED = ("attention.wq", "attention.wo", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
 """Linear layers that have a bias in the finetuned files of ImageBind-LLM and LLaMA-Adapter V2."""
@@ -37,26 +41,30 @@ _NOT_OF_THE_ADAPTER = ("image_bind.", "clip.", "prefix_projector_norm", "clip_mo
 """Frozen encoders, in files of a training run, and tensors that no code reads any more."""
 
 
-def open_adapter(paths: Path | Sequence[Path]) -> dict[str, Tensor]:
-    """The mapped tensors of an adapter, by their published names.
+def open_release(
+    adapter: _PathLike | Sequence[_PathLike], llama: _PathLike, settings: Mapping[str, Any]
+) -> tuple[list[Path], dict[str, Tensor], BaseLlama]:
+    """What every conversion begins with: an adapter's paths, its mapped tensors by their published names, its LLaMA.
 
     A training run's own checkpoint holds more (the whole LLaMA, the encoder): that is left out, as it was when the
     published files were made of such checkpoints.
 
     Args:
-        paths: a file, or several, of which a later one replaces tensors of an earlier one.
+        adapter: a file, or several, of which a later one replaces tensors of an earlier one.
+        llama: see `open_llama`.
+        settings: the LLaMA's sizes in `llama`, where they differ from what its own configuration says.
 
     Raises:
         CheckpointError: a file is missing, damaged, or holds more than tensors.
     """
-    listed = [paths] if isinstance(paths, Path) else list(paths)
+    paths = as_paths(adapter)
     state: dict[str, Tensor] = {}
-    for path in listed:
+    for path in paths:
         for name, tensor in _tensors_in(path).items():
             name = re.sub(r"^llma\.", "llama.", name)  # as the oldest files have it
             if not _is_left_out(name):
                 state[name] = tensor
-    return state
+    return paths, state, open_llama(Path(llama), settings.get("llama"))
 
 
 def _tensors_in(path: Path) -> dict[str, Tensor]:

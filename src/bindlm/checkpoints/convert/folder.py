@@ -43,8 +43,8 @@ class Parts:
     """Fields of the language model's configuration that conversion changes."""
 
 
-def write_folder(out: Path, base: BaseLlama, parts: Parts, *, progress: bool = True) -> None:
-    """Write a bound model's folder, whole or not at all.
+def write_folder(out: Path, base: BaseLlama, parts: Parts, *, progress: bool = True) -> Path:
+    """Write a bound model's folder, whole or not at all, and return it.
 
     Raises:
         CheckpointError: the folder holds something else, or the disk is full or not writable; nothing is left then.
@@ -60,6 +60,7 @@ def write_folder(out: Path, base: BaseLlama, parts: Parts, *, progress: bool = T
         _write_json(folder / "generation_config.json", {**parts.special_ids, **parts.generation})
         _write_json(folder / "processor_config.json", _processor(parts, has_tokenizer=has_tokenizer))
         write_streamed(folder / "model.safetensors", parts.entries, progress=progress)
+    return out
 
 
 def _config(base: BaseLlama, parts: Parts) -> dict[str, Any]:

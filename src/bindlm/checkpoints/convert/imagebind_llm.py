@@ -11,16 +11,15 @@ from bindlm.checkpoints.convert.adapter import (
     Shapes,
     gate_shapes,
     made_entries,
-    open_adapter,
+    open_release,
     shapes_of_tuning,
     take_phase,
     tuned_entries,
 )
 from bindlm.checkpoints.convert.folder import Parts, write_folder
-from bindlm.checkpoints.convert.llama import LlamaSizes, open_llama
+from bindlm.checkpoints.convert.llama import LlamaSizes
 from bindlm.checkpoints.convert.settings import (
     LLAMA_TERMS,
-    as_paths,
     check_phase,
     encoder_settings,
     lora_settings,
@@ -72,8 +71,7 @@ def convert_imagebind_llm(
         CheckpointError: a file is missing, damaged or of another model or phase, or the disk is full.
     """
     settings = config or {}
-    paths = as_paths(adapter)
-    state, base = open_adapter(paths), open_llama(Path(llama), settings.get("llama"))
+    paths, state, base = open_release(adapter, llama, settings)
     fit = Fit("ImageBind-LLM", base)
     fit.check_width(state, "prefix_query.weight", axis=1)
     bind = {"image_dim": 1024, "hidden": 4 * base.sizes.hidden_size, **settings.get("bind", {})}
@@ -121,8 +119,7 @@ def convert_imagebind_llm(
         generation=nucleus(temperature=0.1, top_p=0.75, max_new_tokens=256),
         template="alpaca",
     )
-    write_folder(Path(out), base, parts, progress=progress)
-    return Path(out)
+    return write_folder(Path(out), base, parts, progress=progress)
 
 
 def imagebind_llm_shapes(

@@ -14,16 +14,15 @@ from bindlm.checkpoints.convert.adapter import (
     Shapes,
     gate_shapes,
     made_entries,
-    open_adapter,
+    open_release,
     shapes_of_tuning,
     take_phase,
     tuned_entries,
 )
 from bindlm.checkpoints.convert.folder import Parts, write_folder
-from bindlm.checkpoints.convert.llama import BaseLlama, LlamaSizes, linear_shapes, open_llama
+from bindlm.checkpoints.convert.llama import BaseLlama, LlamaSizes, linear_shapes
 from bindlm.checkpoints.convert.settings import (
     LLAMA_TERMS,
-    as_paths,
     check_phase,
     encoder_settings,
     lora_settings,
@@ -73,13 +72,11 @@ def convert_llama_adapter_v1(
         CheckpointError: a file is missing, damaged or of another model, or the disk is full.
     """
     settings = config or {}
-    paths = as_paths(adapter)
-    state, base = open_adapter(paths), open_llama(Path(llama), settings.get("llama"))
+    paths, state, base = open_release(adapter, llama, settings)
     is_chat = any(name.endswith("_scale") for name in state)
     convert = _chat_parts if is_chat else _v1_parts
     settings = {**settings, "gate_activation": gate_activation}
-    write_folder(Path(out), base, convert(paths, state, base, settings), progress=progress)
-    return Path(out)
+    return write_folder(Path(out), base, convert(paths, state, base, settings), progress=progress)
 
 
 def _v1_parts(paths: list[Path], state: dict[str, Tensor], base: BaseLlama, settings: Mapping[str, Any]) -> Parts:
@@ -172,8 +169,7 @@ def convert_llama_adapter_v2(
         CheckpointError: a file is missing, damaged or of another model or phase, or the disk is full.
     """
     settings = config or {}
-    paths = as_paths(adapter)
-    state, base = open_adapter(paths), open_llama(Path(llama), settings.get("llama"))
+    paths, state, base = open_release(adapter, llama, settings)
     fit = Fit("LLaMA-Adapter V2 multimodal", base)
     fit.check_width(state, "visual_proj.weight", axis=0)
     visual = {**_VISUAL, **settings.get("visual", {})}
@@ -227,8 +223,7 @@ def convert_llama_adapter_v2(
         generation=nucleus(temperature=0.1, top_p=0.75, max_new_tokens=256),
         template="alpaca",
     )
-    write_folder(Path(out), base, parts, progress=progress)
-    return Path(out)
+    return write_folder(Path(out), base, parts, progress=progress)
 
 
 def llama_adapter_v1_shapes(sizes: LlamaSizes, num_tokens: int = 10, num_adapted: int = 30) -> Shapes:

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from bindlm.checkpoints.adapter_layout import linear_state
-from bindlm.checkpoints.convert.adapter import Fit, Shapes, made_entries, open_adapter, tuned_entries
+from bindlm.checkpoints.convert.adapter import Fit, Shapes, made_entries, open_release, tuned_entries
 from bindlm.checkpoints.convert.folder import Parts, write_folder
-from bindlm.checkpoints.convert.llama import LlamaSizes, open_llama
-from bindlm.checkpoints.convert.settings import LLAMA_TERMS, as_paths, encoder_settings, special_ids
+from bindlm.checkpoints.convert.llama import LlamaSizes
+from bindlm.checkpoints.convert.settings import LLAMA_TERMS, encoder_settings, special_ids
 from bindlm.checkpoints.convert.streamed import plain_entry
 
 __all__ = ["convert_pandagpt", "pandagpt_shapes"]
@@ -61,8 +61,7 @@ def convert_pandagpt(
         CheckpointError: a file is missing, damaged or of another model, or the disk is full.
     """
     settings = config or {}
-    paths = as_paths(adapter)
-    state, base = open_adapter(paths), open_llama(Path(llama), settings.get("llama"))
+    paths, state, base = open_release(adapter, llama, settings)
     fit = Fit("PandaGPT", base)
     fit.check_width(state, "llama_proj.weight", axis=0)
     lora = {"r": 32, "alpha": 32, "targets": list(_TARGETS), **settings.get("lora", {})}
@@ -103,8 +102,7 @@ def convert_pandagpt(
         template="pandagpt",
         placeholder={"id": _PLACEHOLDER_ID, "num_tokens": 1},
     )
-    write_folder(Path(out), base, parts, progress=progress)
-    return Path(out)
+    return write_folder(Path(out), base, parts, progress=progress)
 
 
 def _lora_entries(state: Mapping[str, Tensor]) -> dict[str, Any]:
