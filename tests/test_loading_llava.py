@@ -158,6 +158,42 @@ def test_several_pictures_are_told_one_after_the_other(tmp_path: Path) -> None:
     assert model.ask("What?", image=shown, max_new_tokens=6) == " ".join(dict.fromkeys(filter(None, answers)))
 
 
+@torch.no_grad()
+def test_several_pictures_in_one_text_each_stand_at_their_place(tmp_path: Path) -> None:
+    """Two in a text, then one, as transformers' own model takes them: all in reading order."""
+    theirs = llava_folder(tmp_path)
+    model = bindlm.load(tmp_path)
+    words, count = model.processor.tokenizer, "<image>" * NUM_PATCHES
+    texts = [f"USER: Is {count} more than {count}? ASSISTANT:", f"USER: {count}\nWho? ASSISTANT:"]
+    given = dict(words(texts, return_tensors="pt", padding=True, padding_side="left"))
+    given = {name: given[name] for name in ("input_ids", "attention_mask")}
+    given["pixel_values"] = model.processor.image_processor([picture(1), picture(2), picture(3)])["pixel_values"]
+    flat = {**given, "pixel_values": given["pixel_values"].flatten(0, 1)}  # views are an axis of ours
+    logits = model(**given).logits
+    torch.testing.assert_close(logits, theirs(**flat).logits, **TOLERANCE)
+    swapped = {**given, "pixel_values": given["pixel_values"][[1, 0, 2]]}
+    assert (model(**swapped).logits - logits)[0].abs().max() > 0.01, "which is where matters"
+    options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8}
+    assert torch.equal(model.generate(**given, **options), theirs.generate(**flat, **options))
+
+
+def test_patches_of_several_pictures_are_never_summed(tmp_path: Path) -> None:
+    llava_folder(tmp_path)
+    with pytest.raises(ConfigError, match="2 media of patches cannot be mixed"):
+        bindlm.load(tmp_path).ask("What?", image=[picture(1), picture(2)], mix="released", max_new_tokens=2)
+
+
+def test_a_picture_too_few_or_too_many_is_refused(tmp_path: Path) -> None:
+    llava_folder(tmp_path)
+    model = bindlm.load(tmp_path)
+    ids = model.processor.tokenize_chat([{"role": "user", "content": "Who?"}], is_conditioned=True)["input_ids"]
+    pictures = model.processor.image_processor([picture(1), picture(2)])["pixel_values"]
+    with pytest.raises(ConfigError, match="must be"):
+        model(input_ids=ids, pixel_values=pictures)
+    with pytest.raises(ConfigError, match="put one placeholder for each soft token"):
+        model(input_ids=torch.cat([ids, ids], dim=1), pixel_values=pictures[:1])
+
+
 def test_loaded_llava_is_saved_and_loaded_as_any_bound_model(tmp_path: Path) -> None:
     llava_folder(tmp_path / "llava")
     model = bindlm.load(tmp_path / "llava")

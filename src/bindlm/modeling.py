@@ -43,6 +43,7 @@ from bindlm.injections.placing import (
     check_media_rows,
     counted_positions,
     leave_out_the_cache,
+    spread_in_reading_order,
     spread_over_places,
     spread_over_rows,
     spread_over_tokens,
@@ -217,8 +218,8 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
         if len(given) > 1 and any(embedding.ndim > 2 for embedding, _ in given):
             raise ConfigError(
                 f"{len(given)} media of patches cannot be mixed: a patch has a place, and a sum of two pictures is "
-                'neither. Ask about them one after the other (mix="turns"), or give each its own placeholders in the '
-                "text and `condition` the soft tokens of all of them in reading order, see injections.stack_media()."
+                'neither. Ask about them one after the other (mix="turns"), or give a text with placeholders for each '
+                "of them, and pixel_values or a joint_embedding with all of them in reading order."
             )
         like = {"device": self.device, "dtype": self.bridge.dtype}
         return torch.stack([weight * self.bridge(embedding.to(**like)) for embedding, weight in given]).sum(dim=0)
@@ -252,6 +253,8 @@ class BindLMForConditionalGeneration(AskMixin, CacheMixin, TuningMixin, PreTrain
             condition = self.condition_from(joint_embedding, use_cache_entries=use_cache_entries)
             if has_media is not None:
                 condition = spread_over_rows(condition, has_media)
+            elif media_rows is None and self.injection.placeholder_id is not None and tokens is not None:
+                condition = spread_in_reading_order(condition, tokens == self.injection.placeholder_id)
         elif has_media is not None and bool(has_media.any()):
             raise ConfigError("has_media marks rows with media, but there are no pixel_values and no joint_embedding.")
         if condition is None:

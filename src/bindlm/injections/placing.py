@@ -83,6 +83,26 @@ def spread_over_places(condition: Tensor, media_rows: Tensor, is_soft: Tensor) -
     return F.embedding(index, table, padding_idx=0)
 
 
+def spread_in_reading_order(condition: Tensor, is_soft: Tensor) -> Tensor:
+    """Soft tokens `(M, N, D_lm)` of the M media of a batch, row after row, -> `(B, S, D_lm)`: those of each row.
+
+    Where each row has one medium, or the placeholders are not M times N, they stay as they are.
+
+    Args:
+        is_soft: `(B, T)` bool, the placeholders.
+
+    Raises:
+        ConfigError: a medium would begin in one row and end in the next.
+    """
+    num_media, count = condition.shape[:2]
+    counts = is_soft.sum(dim=1)
+    if int(counts.sum()) != num_media * count or bool((counts == count).all()):
+        return condition
+    numbers = is_soft.new_full(is_soft.shape, -1, dtype=torch.long)
+    numbers[is_soft] = torch.arange(num_media * count, device=is_soft.device) // count
+    return spread_over_places(condition, numbers, is_soft).to(condition.dtype)
+
+
 def check_condition(
     injection: Injection, condition: Tensor, *, num_rows: int, width: int, media_rows: Tensor | None = None
 ) -> None:
