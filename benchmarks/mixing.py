@@ -42,7 +42,7 @@ def recordings(model: Any, split: str, root: Path | None, limit: int | None) -> 
         except MediaError as error:
             print(f"left out: {error}", file=sys.stderr)
             continue
-        concepts.append(Concept(row.id, embedding, row.acceptable, row.parents))
+        concepts.append(Concept(row.id, embedding, row.acceptable, row.parents, "audio"))
     return concepts
 
 

@@ -296,13 +296,7 @@ class AskMixin:
             return [weighted]
         if weighted[0][0].ndim > 2:  # patches: they have places, and no mean
             return [[each] for each in weighted]
-        views = [None if cache is None else cache.for_senses([sense]) for sense in senses]
-        with torch.inference_mode():
-            compared = [
-                embedding if view is None else view.enhance(embedding)
-                for view, (embedding, _) in zip(views, weighted, strict=True)
-            ]
-        return take_turns(weighted, compared=compared)
+        return take_turns(weighted, compared=enhanced_alone(cache, weighted, senses))
 
     def embed(self, *, image: Media = None, batch_size: int = 8, allow_url: bool = False, **media: Media) -> Tensor:
         """Joint embeddings of media of one sense; `bindlm.load_embedder` gives them without the language model.
@@ -345,6 +339,26 @@ class AskMixin:
         return torch.stack([encoder.preprocess(modality, source, allow_url=allow_url) for source in sources])
 
 
+def enhanced_alone(
+    cache: VisualCacheBase | None, weighted: Sequence[tuple[Tensor, float]], senses: Sequence[str]
+) -> list[Tensor]:
+    """What the visual cache makes of each input by itself, as its sense meets it: `(1, D_joint)` each."""
+    views = [None if cache is None else cache.for_senses([sense]) for sense in senses]
+    with torch.inference_mode():
+        return [
+            embedding if view is None else view.enhance(embedding)
+            for view, (embedding, _) in zip(views, weighted, strict=True)
+        ]
+
+
+def senses_told(
+    weighted: Sequence[tuple[Tensor, float]], senses: Sequence[str], turns: Sequence[Sequence[tuple[Tensor, float]]]
+) -> list[frozenset[str]]:
+    """The senses that each turn is made of; the turns hold the very embeddings of `weighted`."""
+    sense_of = {id(embedding): sense for (embedding, _), sense in zip(weighted, senses, strict=True)}
+    return [frozenset(sense_of[id(embedding)] for embedding, _ in turn) for turn in turns]
+
+
 def _pulling(
     cache: VisualCacheBase | None,
     weighted: Sequence[tuple[Tensor, float]],
@@ -352,9 +366,7 @@ def _pulling(
     turns: Sequence[Sequence[tuple[Tensor, float]]],
 ) -> list[VisualCacheBase | None]:
     """For each turn the cache as its senses meet it, or None where it leaves them as they are."""
-    sense_of = {id(embedding): sense for (embedding, _), sense in zip(weighted, senses, strict=True)}
-    told = [{sense_of[id(embedding)] for embedding, _ in turn} for turn in turns]
-    return [None if cache is None else cache.for_senses(each) for each in told]
+    return [None if cache is None else cache.for_senses(each) for each in senses_told(weighted, senses, turns)]
 
 
 class _Puller:

@@ -1,10 +1,12 @@
 """The band of weights in which both of two things are named."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bindlm.errors import ConfigError
 from bindlm.evaluation.mixing import (
@@ -36,6 +38,7 @@ def concept(id: str, *names: str, parents: tuple[str, ...] = (), seed: int = 0) 
     return Concept(id, unit_rows(1, DIM, seed)[0], names, parents)
 
 
+UNLIKE = torch.nn.functional.normalize(torch.tensor([[1.0] * 8 + [-1.0] * 8, [1.0, -1.0] * 8]))
 DOG = concept("d1", "dog", parents=("animal",))
 SKY = concept("s1", "sky", "cloud", seed=1)
 
@@ -93,6 +96,44 @@ def test_mixed_answers_are_those_of_ask(model: Any, way: str, monkeypatch: pytes
     for weight, text in zip(weights, said, strict=True):
         asked = model.ask(QUESTION, image=[picture(0)] * 2, weights=[1 - weight, weight], mix=way, max_new_tokens=24)
         assert text == asked
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"modalities": ["audio"]}, {"by_sense": {"audio": {"alpha": 1.0, "top_k": 1}}}],
+    ids=["pulls", "by sense"],
+)
+@pytest.mark.parametrize("way", ["turns", "released"])
+def test_a_cache_meets_each_sense_as_in_ask(
+    way: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = tiny_model(gate=1.0, cache={"num_entries": 20, "dim": DIM, "top_k": 3, **settings})
+    model.processor = tiny_processor()
+    photo, sound = UNLIKE.split(1)
+    pair = (Concept("a", photo[0], ("x",)), Concept("b", sound[0], ("y",), sense="audio"))
+    monkeypatch.setattr(model, "encode_media", lambda **media: {"image": photo, "audio": sound})
+    monkeypatch.setattr(model, "_read", lambda *given: None)
+    weights = (0.05, 0.3, 0.6)
+    (said,) = mixed_answers(model, [pair], way, weights=weights)
+    for weight, text in zip(weights, said, strict=True):
+        given = {"image": picture(0), "audio": "b", "weights": [1 - weight, weight], "mix": way}
+        assert text == model.ask(QUESTION, max_new_tokens=24, **given)
+
+
+def test_what_is_named_alone_is_met_as_its_sense() -> None:
+    model: Any = tiny_model(
+        gate=1.0, cache={"num_entries": 20, "dim": DIM, "top_k": 3, "alpha": 1.0, "modalities": ["audio"]}
+    )
+    model.processor = tiny_processor()
+    (pulled,) = answers(model, UNLIKE[:1])
+    (plain,) = answers(model, UNLIKE[:1], use_cache_entries=False)
+    words = [max(text.split(), key=len) for text in (pulled, plain)]
+    assert words[0] not in plain
+    assert words[1] not in pulled
+    heard = Concept("heard", UNLIKE[0], (words[0],), sense="audio")
+    seen = Concept("seen", UNLIKE[0], (words[1],))
+    assert named_alone(model, [heard, seen]) == [heard, seen]
+    assert named_alone(model, [replace(heard, sense="image"), replace(seen, sense="audio")]) == []
 
 
 def test_apart_asks_about_a_mixture_of_what_the_cache_makes_of_each(model: Any) -> None:

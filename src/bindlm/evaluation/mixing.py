@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bindlm.asking import told_in_turn
+from bindlm.asking import enhanced_alone, senses_told, told_in_turn
 from bindlm.errors import ConfigError
 from bindlm.evaluation.scoring import names_any
+from bindlm.space import VisualCacheBase
 from bindlm.space.figures import new_figure, save_figure
 from bindlm.space.mix import TURNS, MixForm, mix_embeddings, take_turns
 
@@ -41,6 +42,8 @@ class Concept:
     """Names that are right (strict)."""
     parents: tuple[str, ...] = ()
     """More general ones (lenient)."""
+    sense: str = "image"
+    """What it came through, which decides how the visual cache meets it."""
 
     def is_named(self, answer: str, *, lenient: bool = False) -> bool:
         return names_any(answer, (*self.names, *self.parents) if lenient else self.names)
@@ -51,10 +54,18 @@ class Concept:
 
 
 Pair = tuple[Concept, Concept]
+_Turn = tuple[Tensor, frozenset[str] | None]
+"""A joint embedding `(1, D_joint)` that is asked about, and the senses it meets the cache as; None for no cache."""
 
 
-def answers(model: Any, embeddings: Tensor, question: str = QUESTION, *, use_cache_entries: bool = True) -> list[str]:
-    """The likeliest answer for each of `(B, D_joint)`; equal rows are asked once."""
+def answers(
+    model: Any, embeddings: Tensor, question: str = QUESTION, *, use_cache_entries: bool | VisualCacheBase = True
+) -> list[str]:
+    """The likeliest answer for each of `(B, D_joint)`; equal rows are asked once.
+
+    Args:
+        use_cache_entries: see `condition_from`.
+    """
     rows, which = torch.unique(embeddings, dim=0, return_inverse=True)
     prompt = model.processor.tokenize_chat([{"role": "user", "content": question}], is_conditioned=True)
     tokenizer = model.processor.tokenizer
@@ -78,7 +89,8 @@ def named_alone(model: Any, concepts: Sequence[Concept], question: str = QUESTIO
     """Those that the model names rightly (strict) with nothing beside them."""
     if not concepts:
         return []
-    texts = answers(model, torch.stack([concept.embedding for concept in concepts]), question)
+    turns: list[_Turn] = [(concept.embedding[None], frozenset([concept.sense])) for concept in concepts]
+    texts = _told(model, turns, question)
     return [concept for concept, text in zip(concepts, texts, strict=True) if concept.is_named(text)]
 
 
@@ -114,23 +126,33 @@ def mixed_answers(
     if way not in (TURNS, "apart", *MixForm):
         raise ConfigError(f"way must be one of {', '.join((TURNS, 'apart', *MixForm))}, got {way!r}.")
     plans = [_plan(model, pair, weight, way) for pair in pairs for weight in weights]
-    rows = [row for plan in plans for row in plan]
-    told = iter(answers(model, torch.cat(rows), question, use_cache_entries=way != "apart"))
+    told = iter(_told(model, [turn for plan in plans for turn in plan], question))
     texts = [told_in_turn([next(told) for _ in plan]) for plan in plans]
     return [texts[start : start + len(weights)] for start in range(0, len(texts), len(weights))]
 
 
-def _plan(model: Any, pair: Pair, weight: float, way: str) -> list[Tensor]:
-    """The joint embeddings `(1, D_joint)` that are asked about, one a turn."""
-    inputs = [concept.embedding[None] for concept in pair]
-    enhanced = inputs if model.cache is None else [model.cache.enhance(embedding) for embedding in inputs]
-    shares = (1 - weight, weight)
-    if way == TURNS:
-        turns = take_turns(list(zip(inputs, shares, strict=True)), compared=enhanced)
-        return [mix_embeddings(turn) for turn in turns]
+def _plan(model: Any, pair: Pair, weight: float, way: str) -> list[_Turn]:
+    """What is asked about, as `ask` would plan it."""
+    shares, senses = (1 - weight, weight), [concept.sense for concept in pair]
+    weighted = [(concept.embedding[None], share) for concept, share in zip(pair, shares, strict=True)]
+    alone = enhanced_alone(model.cache, weighted, senses)
     if way == "apart":
-        return [mix_embeddings(list(zip(enhanced, shares, strict=True)))]
-    return [mix_embeddings(list(zip(inputs, shares, strict=True)), form=way)]
+        return [(mix_embeddings(list(zip(alone, shares, strict=True))), None)]
+    turns = take_turns(weighted, compared=alone) if way == TURNS else [weighted]
+    mixed = [mix_embeddings(turn, form=MixForm.RELEASED if way == TURNS else way) for turn in turns]
+    return list(zip(mixed, senses_told(weighted, senses, turns), strict=True))
+
+
+def _told(model: Any, turns: Sequence[_Turn], question: str) -> list[str]:
+    """The answers to turns, each pulled as the model would pull it."""
+    texts = [""] * len(turns)
+    for senses in dict.fromkeys(senses for _, senses in turns):
+        places = [place for place, turn in enumerate(turns) if turn[1] == senses]
+        cache = None if senses is None or model.cache is None else model.cache.for_senses(senses)
+        rows = torch.cat([turns[place][0] for place in places])
+        for place, text in zip(places, answers(model, rows, question, use_cache_entries=cache or False), strict=True):
+            texts[place] = text
+    return texts
 
 
 def score(pairs: Sequence[Pair], said: Sequence[Sequence[str]], weights: Sequence[float] = WEIGHTS) -> dict[str, Any]:
