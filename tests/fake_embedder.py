@@ -4,7 +4,6 @@ Pictures count by their mean colour. Of any other file, and of text, the colours
 """
 
 import os
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -34,8 +33,6 @@ class FakeEmbedder:
         """Sense and size of each batch encoded."""
         self.seen: list[str] = []
         """Names of the files preprocessed."""
-        self.seconds = 0.0
-        """What one medium takes."""
         self.stop_after: int | None = None
         """Ctrl-C comes when so many files have been preprocessed."""
 
@@ -46,7 +43,6 @@ class FakeEmbedder:
             if self.stop_after is not None and len(self.seen) >= self.stop_after:
                 raise KeyboardInterrupt
             self.seen.append(os.path.basename(source))
-        time.sleep(self.seconds)
         if modality == "image":
             colour = load_image(source, allow_url=allow_url).convert("RGB").resize((1, 1)).getpixel((0, 0))
             return torch.tensor(colour, dtype=torch.float32)

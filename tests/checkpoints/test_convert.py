@@ -282,7 +282,7 @@ class _Code:
 
 
 def pickled_code(path: Path) -> Path:
-    path.write_bytes(pickle.dumps({"model": _Code()}))
+    path.write_bytes(pickle.dumps({"model": _Code()}, protocol=2))  # as torch.save writes
     return path
 
 

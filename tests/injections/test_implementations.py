@@ -45,6 +45,7 @@ def batch_for(kind: str) -> dict[str, Tensor]:
     return {**batch, "condition": torch.randn(2, 1, HIDDEN, generator=generator)}
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # as is meant here
 @pytest.mark.parametrize("family", ["llama", "gemma3"])  # gemma3 has sliding windows, whose mask flex makes itself
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()

@@ -1,10 +1,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -296,41 +294,51 @@ def test_ctrl_c_keeps_what_is_embedded_and_the_next_run_gives_the_same_bytes(pic
 
 
 KILLED = """
-import sys
+import os, signal, sys
 sys.path[:0] = {paths!r}
 from fake_embedder import FakeEmbedder
 from folder_source import FolderSource
 from bindlm.training.features import extract_features
 from bindlm.training.stage_recipe import FeaturesConfig
-embedder = FakeEmbedder()
-embedder.seconds = 0.03
-extract_features([FolderSource({pictures!r})], embedder, FeaturesConfig({store!r}, batch_size=2, shard_size=4))
+
+class Dying(FakeEmbedder):
+    def preprocess(self, *args, **options):
+        value = super().preprocess(*args, **options)
+        if len(self.seen) == self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return value
+
+for shards, store in enumerate({stores!r}):  # forked, so that libraries are imported once
+    if (child := os.fork()) == 0:
+        embedder = Dying()
+        embedder.last = 4 * shards + 2  # into the block that follows
+        extract_features([FolderSource({pictures!r})], embedder, FeaturesConfig(store, batch_size=2, shard_size=4))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 """
 
 
-@pytest.mark.parametrize(
-    "shards", [1, pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
-)
-def test_a_killed_run_loses_at_most_one_shard(shards, tmp_path, config):
-    pictures = save_pictures(tmp_path / "pictures", 14)
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """Pictures, and the stores of three runs that were killed after none, one and two shards of them."""
+    folder = tmp_path_factory.mktemp("killed")
+    pictures = save_pictures(folder / "pictures", 14)
+    stores = [str(folder / f"store-{shards}") for shards in range(3)]
     paths = [str(TESTS), str(TESTS / "training" / "features"), str(TESTS.parent / "src")]
-    script = KILLED.format(paths=paths, pictures=str(pictures), store=config.path)
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    script = KILLED.format(paths=paths, pictures=str(pictures), stores=stores)
+    environment = {**os.environ, "BINDLM_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return pictures, stores
+
+
+@pytest.mark.parametrize("shards", [0, 1, 2])
+def test_a_killed_run_loses_at_most_one_shard(shards, killed, tmp_path):
+    pictures, stores = killed
+    config = FeaturesConfig(stores[shards], batch_size=2, shard_size=4)
     record = Path(config.path) / "store.json"
-    deadline = time.monotonic() + 60
-
-    def done():
-        try:
-            return len(json.loads(record.read_text())["shards"])
-        except (OSError, ValueError):
-            return -1 if not (Path(config.path)).is_dir() else 0
-
-    while done() < shards and time.monotonic() < deadline:
-        time.sleep(0.005)
-    time.sleep(0.02)  # into the block that follows
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    held = max(0, done())
+    held = len(json.loads(record.read_text())["shards"]) if record.is_file() else 0
+    assert held == shards
     embedder = FakeEmbedder()
     report = extract(FolderSource(pictures), config, embedder)
     assert len(embedder.seen) == 14 - 4 * held
