@@ -1,4 +1,4 @@
-"""Names of the entries of a model's own visual cache: `cache_entries.json` beside its weights."""
+"""Names of the entries of a mini's own visual cache: `cache_entries.json` beside its weights."""
 
 import json
 from collections.abc import Iterable
@@ -44,5 +44,5 @@ def read_entry_names(folder: Path) -> list[NamedEntry]:
         return [NamedEntry(*row) for row in rows]
     except (OSError, ValueError, TypeError):
         raise CheckpointError(
-            f"{file} cannot be read; expected the names of the cache's entries. Give the folder of a whole model."
+            f"{file} cannot be read; expected the names of a mini's cache entries. Give the folder of a whole mini."
         ) from None

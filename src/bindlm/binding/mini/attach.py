@@ -23,8 +23,8 @@ _CACHE: dict[str, dict[str, Any]] = {
 }
 """How senses consult the visual cache where it is not as pictures do (`VisualCacheConfig.by_sense`): its keys have the
 lengths by which a photograph finds its class, and a drawn shape or a word would rather have none. Chosen on validation
-names; measured on the test part in docs/cache.md, "Does it help?" (alpha) and "Keys of one length for the other senses"
-(cosine). No part of the recipes, which train a tower and know of no cache."""
+names; measured on the test part in docs/cache.md, "Does it help?" (alpha) and "Keys of one length for the other
+senses" (cosine). No part of the recipes, which train a tower and know of no cache."""
 _SETTINGS: dict[str, dict[str, Any]] = {"point": {"azimuths": [61.0, 9.0, -14.0, -66.0]}}
 """What a tower is used with and was not trained with. A shape is learned from two drawings and known from four: on
 validation names the nearest icon is right for 20 of 54, from two for 19. Answers on the test part: docs/mini.md,
