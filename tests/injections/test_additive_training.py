@@ -4,13 +4,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from bindlm.modeling import BindLMForConditionalGeneration
 
+from ..gradients import assert_all_trainable_move, assert_gradients_are_slopes
 from ..tiny import DECODERS, padded_batch, tiny_model, token_batch, unit_rows
 
 
@@ -31,15 +31,6 @@ def loss_of(model: BindLMForConditionalGeneration, seed: int = 0) -> Tensor:
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_all_trainable_move(model: nn.Module, step: Callable[[], None]) -> None:
-    """Two steps: a zero gate blocks the gradient behind it during the first."""
-    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    for _ in range(2):
-        step()
-    stuck = [name for name, p in model.named_parameters() if name in before and torch.equal(p, before[name])]
-    assert not stuck, f"trainable, yet unmoved after two steps: {stuck}"
 
 
 @pytest.mark.parametrize("is_frozen", [True, False])
@@ -137,17 +128,9 @@ def test_gradient_is_the_slope_of_the_loss() -> None:
         logits = model(input_ids=token_batch(2, 6), joint_embedding=joint).logits
         return nn.functional.cross_entropy(logits.flatten(0, 1), token_batch(2, 6, seed=9).flatten())
 
-    loss().backward()
-    for parameter in (model.injection.gate, model.bridge.input.weight, model.bridge.blocks[0].w1.weight):
-        assert parameter.grad is not None
-        index = np.unravel_index(int(parameter.grad.abs().argmax()), parameter.shape)
-        losses = []
-        for step in (3e-3, -3e-3):
-            with torch.no_grad():
-                parameter[index] += step
-                losses.append(loss().item())
-                parameter[index] -= step
-        assert parameter.grad[index].item() == pytest.approx((losses[0] - losses[1]) / 6e-3, rel=5e-3)
+    assert_gradients_are_slopes(
+        loss, (model.injection.gate, model.bridge.input.weight, model.bridge.blocks[0].w1.weight)
+    )
 
 
 def test_compiled_decoder_gives_the_same_logits() -> None:

@@ -1,7 +1,6 @@
 """What each stage trains, in which precision, and that it does."""
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from bindlm.training.stage_recipe import Stage, TuningConfig
 from bindlm.tuning.groups import optimizer_groups
 from bindlm.tuning.stages import lora_settings, prepare_stage
 
+from ..gradients import assert_all_trainable_move
 from ..tiny import DIM, NUM_LAYERS, randomize_lora, tiny_language_model, tiny_model, token_batch, unit_rows
 
 LINEARS = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
@@ -42,15 +42,6 @@ def loss_of(model: BindLMForConditionalGeneration) -> Tensor:
     ids = token_batch(2, 8)
     positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3], [0, 1, 2, 3, 4, 0, 1, 2]])
     return model(input_ids=ids, position_ids=positions, media_rows=ROWS, joint_embedding=unit_rows(3), labels=ids).loss
-
-
-def assert_all_trainable_move(model: nn.Module, step: Callable[[], None]) -> None:
-    """Two steps: a zero gate, or the zero matrix of LoRA, blocks the gradient behind it during the first."""
-    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    for _ in range(2):
-        step()
-    stuck = [name for name, p in model.named_parameters() if name in before and torch.equal(p, before[name])]
-    assert not stuck, f"trainable, yet unmoved after two steps: {stuck}"
 
 
 # -- what trains -----------------------------------------------------------------------------------------------------
