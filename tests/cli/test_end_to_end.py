@@ -137,17 +137,17 @@ def test_a_bad_picture_ends_with_3(tmp_path):
     assert len(err.splitlines()) <= 2
 
 
-def test_weights_that_are_not_there_end_with_4(tmp_path):
-    code, out, err = run("ask", "What is this?", "--model", tmp_path / "nowhere")
-    assert (code, out) == (4, "")
-    assert err.startswith("bindlm: error: ")
-    assert "nowhere" in err
-    assert len(err.splitlines()) <= 2
+def test_weights_that_are_not_there_end_with_4(tmp_path, bindlm_command):
+    ended = bindlm_command("ask", "What is this?", "--model", tmp_path / "nowhere")
+    assert (ended.code, ended.out) == (4, "")
+    assert ended.err.startswith("bindlm: error: ")
+    assert "nowhere" in ended.err
+    assert len(ended.err.splitlines()) <= 2
 
 
 @needs_mini
 @pytest.mark.slow
-def test_a_language_model_that_cannot_be_fetched_ends_with_4(tmp_path):
+def test_a_language_model_that_cannot_be_fetched_ends_with_4(tmp_path, bindlm_command, monkeypatch):
     # An empty cache, and an index where nothing answers.
     unreachable = {
         "BINDLM_HOME": str(tmp_path),
@@ -158,7 +158,9 @@ def test_a_language_model_that_cannot_be_fetched_ends_with_4(tmp_path):
         "PIP_RETRIES": "0",
         "PIP_CACHE_DIR": str(tmp_path / "pip"),
     }
-    code, out, err = run("ask", "What is this?", env=unreachable)
-    assert (code, out) == (4, "")
-    assert "bindlm: error: " in err
-    assert "Traceback" not in err
+    for name, value in unreachable.items():
+        monkeypatch.setenv(name, value)
+    ended = bindlm_command("ask", "What is this?")
+    assert (ended.code, ended.out) == (4, "")
+    assert "bindlm: error: " in ended.err
+    assert "Traceback" not in ended.err
