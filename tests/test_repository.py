@@ -30,7 +30,7 @@ ROWS = [
     {"encoders", "space", "bridges", "injections"},
     {"tuning"},
     {"asking", "attaching", "bound_encoder", "configuration", "embedding", "folder"}
-    | {"loading", "modeling", "processing"},
+    | {"loading", "modeling", "modeling_folder", "processing"},
     {"training"},
     {"caching"},
     {"binding"},

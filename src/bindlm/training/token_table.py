@@ -263,9 +263,7 @@ def _fingerprint(
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     parts = (_VERSION, source.fingerprint, words, tokenizer.chat_template, tokenizer.special_tokens_map)
-    if places is not None:
-        parts = (*parts, tuple(places))
-    return hashlib.sha256(repr((*parts, prompt, template)).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return hashlib.sha256(repr((*parts, *(places or ()), prompt, template)).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def _fitting(count: int) -> type[np.integer]:
