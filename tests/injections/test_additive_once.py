@@ -40,6 +40,43 @@ def test_one_condition_a_row_asks_no_layer_for_its_factor() -> None:
         language_model(token_batch(2, 6), condition=torch.ones(2, 1, HIDDEN))
 
 
+@pytest.mark.parametrize("gate_bound", [None, 0.7])
+@torch.no_grad()
+def test_made_once_an_answer_is_bit_identical(gate_bound: float | None) -> None:
+    language_model, ids = tiny_language_model().bfloat16(), token_batch(2, 6)
+    condition = torch.randn(2, 1, HIDDEN, generator=torch.Generator().manual_seed(1))
+    injection = opened(gate_bound)
+    injection.attach_to(language_model)
+    made = injection.precompute(condition)
+    assert made is not None
+    assert made.shape == (2, NUM_LAYERS, 1, HIDDEN)
+    assert injection.is_precomputed(made)
+    assert not injection.is_precomputed(condition)
+    assert torch.equal(language_model(ids, condition=made).logits, language_model(ids, condition=condition).logits)
+    assert injection.precompute(None) is None
+
+
+def test_an_answer_multiplies_the_gates_once_whatever_its_length_and_beams() -> None:
+    model = tiny_model()
+    options = {"joint_embedding": unit_rows(2), "max_new_tokens": 5, "min_new_tokens": 5, "num_beams": 3}
+    with patch.object(AdditiveInjection, "gated", autospec=True, side_effect=AdditiveInjection.gated) as gated:
+        model.generate(token_batch(2, 6), **options)
+    assert gated.call_count == 1
+
+
+@torch.no_grad()
+def test_layers_compiled_one_by_one_give_the_same_logits() -> None:
+    """Dynamo only; a tuple of vectors would be a compilation for each layer."""
+    language_model, injection, ids = tiny_language_model(), opened(0.7), token_batch(2, 6)
+    injection.attach_to(language_model)
+    made = injection.precompute(torch.randn(2, 1, HIDDEN, generator=torch.Generator().manual_seed(1)))
+    expected = language_model(ids, condition=made).logits
+    for layer in find_decoder_layers(language_model):
+        layer.compile(backend="eager")
+    assert injection.has_compiled_layers
+    torch.testing.assert_close(language_model(ids, condition=made).logits, expected, rtol=0, atol=1e-5)
+
+
 def test_training_holds_the_condition_once_not_once_a_layer() -> None:
     language_model, injection = tiny_language_model(), opened(None)
     injection.attach_to(language_model)
