@@ -8,7 +8,7 @@ Each way is a process of its own, whose memory is told first. Then the model in 
 answer in turns, and each pair gives a ratio of times; the median is told, and in brackets the middle half. Media are
 entries of the mini's own visual cache, so that no picture is decoded. All ways answer greedily; the words of fp32 are
 then read by each, and its next-word logits compared with fp32's of the same base: the share of equal first choices,
-the length of the difference to that of the logits (each less its mean, on which no choice depends), and the divergence.
+the length of the difference to that of the logits (each less its mean, on which no choice depends), the divergence.
 """
 
 import argparse
