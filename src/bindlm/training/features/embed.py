@@ -1,6 +1,6 @@
 """A block of media to rows of a shard: reading, cropping and preprocessing run while the encoder works."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bindlm.errors import MediaError
+from bindlm.folder import FolderEmbedder
 from bindlm.media.names import Medium, printable
 from bindlm.training.features.digests import bytes_digest
 from bindlm.training.features.scan import NO_FILE, MediumRef, read_ahead
@@ -25,21 +26,10 @@ ReadMedia = Callable[[int, str], Path | bytes]
 """Number of a source and the name of a medium to its file or its bytes."""
 
 
-class MediaEmbedder(Protocol):
+class MediaEmbedder(FolderEmbedder, Protocol):
     """What is needed of a `bindlm.embedding.Embedder`."""
 
-    @property
-    def modalities(self) -> tuple[str, ...]: ...
-    @property
-    def dim(self) -> int: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def fingerprint(self) -> str: ...
     def preprocess(self, modality: str, source: Any, *, allow_url: bool = False) -> Tensor: ...
-    def stream(
-        self, modality: str, sources: Iterable[Any], *, batch_size: int = 8, workers: int | None = None
-    ) -> Iterator[tuple[int, Tensor | MediaError]]: ...
 
 
 def embed_media(
