@@ -31,6 +31,7 @@ def test_every_module_imports(name):
     assert import_module(name).__doc__, f"{name} does not say what it is for"
 
 
+@pytest.mark.slow
 def test_the_core_install_is_enough_to_import_every_module():
     """Packages of the extras are hidden, whether they are installed here or not."""
     code = f"""

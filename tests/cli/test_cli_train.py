@@ -75,6 +75,7 @@ def test_what_is_wrong_in_a_recipe_is_a_usage_error(recipe, bindlm_command, tmp_
     assert "Traceback" not in run.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_go_on(recipe, tmp_path):
     command = [sys.executable, "-m", "bindlm", "train", str(recipe), f"output={tmp_path}", "optimizer.num_steps=4000"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -82,7 +83,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(recipe, tmp_path):
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=_listen, start_new_session=True
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while not list(tmp_path.glob("checkpoint-*")) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)

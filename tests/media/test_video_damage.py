@@ -37,7 +37,7 @@ def small(name: str) -> bytes:
 
 
 def load_or_refuse(data: bytes) -> None:
-    start, refusal = time.monotonic(), None
+    start, refusal = time.process_time(), None
     try:
         video = load_video(data)
     except MediaError as error:
@@ -49,7 +49,7 @@ def load_or_refuse(data: bytes) -> None:
     else:
         assert str(refusal).startswith("Cannot use video <bytes")
         assert refusal.__suppress_context__ or refusal.__context__ is None  # no decoder's traceback beside it
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5  # of all threads; a wait is seen by the limit of every test
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -86,13 +86,13 @@ def test_every_bad_case_is_refused_and_no_name_comes_twice(tmp_path):
     found = cases(tmp_path)
     assert len({name for name, _ in found}) == len(found) >= 100
     for name, call in found:
-        start, accepted = time.monotonic(), True
+        start, accepted = time.process_time(), True
         try:
             call()
         except MediaError:
             accepted = False
         assert not accepted, name
-        assert time.monotonic() - start < 2, name
+        assert time.process_time() - start < 2, name
 
 
 @pytest.mark.parametrize("part", [0.3, 0.5, 0.9, 0.999])

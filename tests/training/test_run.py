@@ -98,6 +98,7 @@ def test_another_split_into_micro_batches_learns_the_same(folder: Path, result: 
         assert other == pytest.approx(loss, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_bits(folder: Path, result: StageResult, tmp_path: Path) -> None:
     """Killed with SIGKILL after the second step, by the process itself; then the same command."""
     code = (
