@@ -20,6 +20,7 @@ class Choice:
 
 
 LISTS = Choice("IVF8,SQ8", {"nprobe": 8}, 4)
+GRAPH = Choice("HNSW8,SQ8", {"efSearch": 64}, 4)
 
 
 def vectors(rows, dim=16, seed=0):

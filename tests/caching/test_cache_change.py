@@ -27,9 +27,16 @@ from bindlm.errors import CheckpointError, ConfigError
 from bindlm.space.cache_folder import StoredVisualCache
 from bindlm.space.cache_format import CacheSettings
 
-from .cache_case import FINGERPRINT, LISTS, Choice, files_of, save_embeddings, unit, vectors
+from .cache_case import FINGERPRINT, GRAPH, LISTS, Choice, files_of, save_embeddings, unit, vectors
 
-KINDS = [Choice(), LISTS, Choice("IVF8,Flat", {"nprobe": 8}), Choice("PCA14,IVF8,SQ8", {"nprobe": 8}, 20)]
+KINDS = [
+    Choice(),
+    LISTS,
+    Choice("IVF8,Flat", {"nprobe": 8}),
+    Choice("PCA14,IVF8,SQ8", {"nprobe": 8}, 20),
+    GRAPH,
+    Choice("PCA14,HNSW8,SQ8", {"efSearch": 64}, 20),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -46,13 +46,14 @@ def worker(script, *words, timeout=240):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+@pytest.mark.parametrize("kind", ["lists", "graph"])
 @pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.exhaustive), 7])
-def test_a_build_and_an_addition_killed_at_any_moment_end_with_the_bytes_of_unkilled_ones(tmp_path, step):
+def test_a_build_and_an_addition_killed_at_any_moment_end_with_the_bytes_of_unkilled_ones(tmp_path, step, kind):
     """Every seventh of the moments at which something changes, or all of them."""
     save_embeddings(tmp_path / "sources" / "first", [400, 300])
     save_embeddings(tmp_path / "sources" / "second", [333], seed=1)
     os.rename(tmp_path / "sources" / "second" / "img_emb_0.npy", tmp_path / "sources" / "second" / "more.npy")
-    result = json.loads(worker("worker_builds.py", tmp_path, step, timeout=900))
+    result = json.loads(worker("worker_builds.py", tmp_path, step, kind, timeout=900))
     assert result["moments"] > 25  # files that took their places
     assert result["killed"] >= result["moments"] // step
     assert result["different"] == []

@@ -17,19 +17,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import faiss  # noqa: E402, F401  here, and not again in each process
 import pyarrow.parquet  # noqa: E402, F401
-from tests.caching.cache_case import FINGERPRINT, LISTS, files_of  # noqa: E402
+from tests.caching.cache_case import FINGERPRINT, GRAPH, LISTS, files_of  # noqa: E402
 
 import bindlm.training.features  # noqa: E402, F401
-from bindlm.caching import Budget, add_to_cache, build, build_cache, indexing, open_embeddings  # noqa: E402
+from bindlm.caching import Budget, add_to_cache, build, build_cache, graphs, indexing, open_embeddings  # noqa: E402
 
 build.ROWS_A_FILE = 256
 os.fsync = lambda descriptor: None  # a killed process loses nothing that it has written; only a power cut does
 indexing.CHUNK_ROWS, indexing._PART_BYTES, indexing._PART_BYTES_A_LIST = 128, 4096, 0
+graphs.ROWS_AT_ONCE, graphs.LEAST_ROWS_BETWEEN, graphs.CHECKPOINTS = 64, 128, 4
+KIND = {"lists": LISTS, "graph": GRAPH}[sys.argv[3]]
 
 
 def make(sources: Path, out: Path) -> None:
     """A cache of the first source, with the second added."""
-    budget = Budget(choice=LISTS)
+    budget = Budget(choice=KIND)
     options = {"fingerprint": FINGERPRINT, "budget": budget, "progress": False}
     if not (out / "config.json").is_file() or "build" in unfinished(out):
         build_cache(open_embeddings(sources / "first"), out, **options)
@@ -74,6 +76,12 @@ def die_at_replacement(number: int) -> None:
     os.replace = dying
 
 
+def difference(when: object, status: int, files: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
+    """What is not as it should be after the run that was not killed."""
+    names = sorted(name for name in files.keys() | expected.keys() if files.get(name) != expected.get(name))
+    return [f"killed at {when}: status {status}, {names}"] if status or names else []
+
+
 def main(folder: Path, step: int) -> None:
     sources, killed, different = folder / "sources", 0, []
     make(sources, folder / "whole")  # in this process: what it imports, the others have
@@ -83,16 +91,14 @@ def main(folder: Path, step: int) -> None:
         shutil.rmtree(out, ignore_errors=True)
         is_killed = os.WIFSIGNALED(run(sources, out, kill_at=number))
         killed += is_killed
-        if run(sources, out) != 0 or files_of(out) != expected:
-            different.append(number)
+        different += difference(number, run(sources, out), files_of(out), expected)
         if not is_killed:
             break
     draw, out = random.Random(0), folder / "often"
     for _ in range(4):
         status = run(sources, out, seconds=draw.uniform(0.01, 0.2))
         killed += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
-    if run(sources, out) != 0 or files_of(out) != expected:
-        different.append("often")
+    different += difference("often", run(sources, out), files_of(out), expected)
     print(json.dumps({"killed": killed, "moments": number, "different": different, "files": sorted(expected)}))
 
 

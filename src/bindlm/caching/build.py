@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from bindlm.caching import journal as journals
+from bindlm.caching.choice import FLAT
 from bindlm.caching.chunks import CacheSource, Chunk, Rest, exactly
 from bindlm.caching.indexing import Budget, make_index
 from bindlm.caching.journal import WORK, Journal, Plan
 from bindlm.caching.shards import ROWS_A_FILE, Ids, id_batches, known_ids, removed_rows, write_shard
 from bindlm.caching.tables import parquet
-from bindlm.caching.training import is_inverted_file
 from bindlm.checkpoints.notice import say
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.space.cache_format import (
@@ -158,7 +158,7 @@ def add_to_cache(
         fill(folder, journal, source, known_ids(folder, base.entries, removed), base.num_rows, progress)
         values = [*base.values, *journal.values]
         total = base.num_entries + plan.num_rows
-        is_outgrown = not is_inverted_file(base.index.key) and is_inverted_file(budget.choose(total, plan.dim).key)
+        is_outgrown = base.index.key == FLAT and budget.choose(total, plan.dim).key != FLAT
         kept = None if reindexes or is_outgrown else base
         make_index(folder, journal, values, removed, budget, progress, base=kept)
         assert journal.index is not None

@@ -29,6 +29,7 @@ from bindlm.space.cache_format import (
     CacheRecord,
     entries_name,
     index_name,
+    is_graph,
     read_record,
     removed_name,
     values_name,
@@ -91,6 +92,8 @@ def _rows_of(
 
 
 def _index_without(folder: Path, base: CacheRecord, removed: NDArray[np.int64], generation: int) -> CacheIndexFile:
+    if is_graph(base.index.key):
+        return base.index  # its reader leaves them out
     path = folder / index_name(generation)
     with disk_errors(folder), replacing_file(path) as temporary:
         if is_inverted_file(base.index.key):

@@ -1,8 +1,9 @@
 """Which FAISS index a cache gets, by its size and by what a query may cost. The constants are measured: docs/cache.md.
 
 Whatever the index, the cache takes cosines and values from the exact vectors beside it. So the index only has to name
-candidates among which the nearest are, and small codes do that as well as large ones: 256 principal components of a
-byte each, in inverted lists. A small cache is searched exactly.
+candidates among which the nearest are, and small codes do that as well as large ones: some 250 principal components of
+a byte each. A small cache is searched exactly, a larger one is a graph while that fits in memory, and inverted lists,
+which stay on disk, beyond.
 """
 
 import math
@@ -10,12 +11,24 @@ from dataclasses import dataclass, field
 
 from bindlm.errors import ConfigError
 
+FLAT = "IDMap2,Flat"
 TOP_K = 10
 """Neighbours wanted, for which oversampling was measured."""
 OVERSAMPLING = 12
 """Candidates for each neighbour: among 128 they are all, or 0.01 of them is missing."""
 COMPONENTS = 256
 """Principal components that are coded, a byte each; narrower vectors are coded as they are."""
+GRAPH_COMPONENTS = 248
+"""With the number that makes rows equally long, 256 bytes."""
+EDGES = 24
+"""Of a row of a graph on the upper floors; on the ground there are twice as many."""
+LEAST_EF, LONG_EF, MOST_EF = 128, 768, 2048
+"""Rows that a walk keeps in sight: fewer are not enough for the candidates; from the second on it pays to compare
+twice as many of them; more find little more."""
+_TRAINED_ON = 50_000
+"""Vectors for the components and the codes of a graph."""
+_STEP_S = 4e-6
+"""For one more row in sight, in a graph of a million; it grows with the logarithm."""
 POINTS_A_LIST = 30
 """Vectors that k-means sees for each list."""
 _COMPARED_S = 1 / 13e9
@@ -51,9 +64,9 @@ class IndexChoice:
 
 
 def choose_index(num_entries: int, dim: int, *, max_memory_bytes: int, max_latency_ms: float) -> IndexChoice:
-    """The index for a cache: exact search while that is fast enough, else inverted lists of short codes.
+    """The index for a cache: exact search while that is fast enough, else a graph, else inverted lists of short codes.
 
-    With lists, as many are looked into as the time allows: recall gives way where the budget is small.
+    A graph is walked, and lists are looked into, for as long as the time allows: recall gives way where it is small.
 
     Args:
         num_entries: rows.
@@ -73,8 +86,31 @@ def choose_index(num_entries: int, dim: int, *, max_memory_bytes: int, max_laten
     is_fast = flat_s <= max_latency_ms / 1e3 and flat_bytes <= max_memory_bytes
     if is_fast or num_entries < 1_000:
         reason = f"exact search takes about {1e3 * flat_s:.1f} ms a query and {_size(flat_bytes)}"
-        return IndexChoice("IDMap2,Flat", {}, 1, flat_bytes, 0, reason)
+        return IndexChoice(FLAT, {}, 1, flat_bytes, 0, reason)
+    graph = _in_graph(num_entries, dim, max_latency_ms)
+    if graph is not None and graph.resident_bytes <= max_memory_bytes:
+        return graph
     return _in_lists(num_entries, dim, max_memory_bytes, max_latency_ms)
+
+
+def _in_graph(num_entries: int, dim: int, max_latency_ms: float) -> IndexChoice | None:
+    """A graph, where there is time for its shortest walk."""
+    components = min(GRAPH_COMPONENTS, dim)
+    left_s = max_latency_ms / 1e3 - _FIXED_S - (TOP_K * OVERSAMPLING + 8) * _CANDIDATE_S
+    step_s = _STEP_S * math.log(num_entries) / math.log(1e6)
+    in_sight, oversampling = int(left_s / step_s), OVERSAMPLING
+    if in_sight < LEAST_EF:
+        return None
+    if (fewer := int((left_s - TOP_K * OVERSAMPLING * _CANDIDATE_S) / step_s)) >= LONG_EF:
+        in_sight, oversampling = min(fewer, MOST_EF), 2 * OVERSAMPLING
+    key = f"HNSW{EDGES},SQ8"
+    if components < dim:
+        key = f"PCA{components},{key}"
+    width = -(-(components + 1) // 8) * 8
+    upper = EDGES * 4 / (EDGES - 1)
+    resident = round(num_entries * (width + 2 * EDGES * 4 + 12 + upper)) + 4 * width * dim
+    reason = f"a graph over codes of {width} bytes, {in_sight} rows in sight of a walk, in {_size(resident)}"
+    return IndexChoice(key, {"efSearch": in_sight}, oversampling, resident, min(num_entries, _TRAINED_ON), reason)
 
 
 def _in_lists(num_entries: int, dim: int, max_memory_bytes: int, max_latency_ms: float) -> IndexChoice:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bindlm.caching import journal as journals
 from bindlm.caching.chunks import CHUNK_ROWS
+from bindlm.caching.graphs import write_graph
 from bindlm.caching.journal import WORK, Journal
 from bindlm.caching.lists import IndexLists, Lists, Part, empty_bytes, encode_rows, open_index, write_flat, write_lists
 from bindlm.caching.shards import ValueFiles
@@ -18,7 +19,7 @@ from bindlm.caching.training import check_key, is_inverted_file, sample_rows, tr
 from bindlm.checkpoints.home import disk_errors
 from bindlm.checkpoints.notice import say
 from bindlm.checkpoints.state import replacing_file, sha256_of
-from bindlm.space.cache_format import CacheFile, CacheIndexFile, CacheRecord, index_name
+from bindlm.space.cache_format import CacheFile, CacheIndexFile, CacheRecord, index_name, is_graph
 
 MAX_MEMORY_BYTES = 3_500_000_000
 """Of an index that nobody gave a budget."""
@@ -88,7 +89,11 @@ def make_index(
     key = journal.choice["key"]
     check_key(key)
     with disk_errors(folder), replacing_file(folder / index_name(journal.generation)) as temporary:
-        if is_inverted_file(key):
+        if is_graph(key):
+            rows = write_graph(
+                temporary, folder, journal, values, None if base is None else folder / base.index.file, progress
+            )
+        elif is_inverted_file(key):
             index, empty = _trained(folder, journal, values, base, progress)
             parts = _coded(folder, journal, values, index, base, empty, progress)
             rows = write_lists(temporary, empty, index, parts)

@@ -1,14 +1,18 @@
 """Training the index of a cache: k-means on a sample of the vectors, which stays fp16 all the way."""
 
+import re
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bindlm.caching.choice import FLAT
 from bindlm.caching.chunks import CHUNK_ROWS
 from bindlm.errors import ConfigError
 
 SEED = 20
+GRAPH_KEY = re.compile(r"(?:PCA(\d+),)?HNSW(\d+),SQ8")
+"""Principal components, where not all numbers are coded, and edges of a row."""
 _FP32_BYTES = 128 << 20
 """Of vectors that a transform or the codes' quantiser is trained on; k-means takes the whole sample, as fp16."""
 
@@ -27,15 +31,15 @@ def is_inverted_file(key: str) -> bool:
 
 
 def check_key(key: str) -> None:
-    """Refuse an index that rows cannot be removed from, or that cannot be written a part at a time.
+    """Refuse an index that a cache cannot be built and changed with.
 
     Raises:
-        ConfigError: it is neither flat nor an inverted file.
+        ConfigError: it is neither flat, nor an inverted file, nor a graph.
     """
-    if key != "IDMap2,Flat" and not is_inverted_file(key):
+    if key != FLAT and not is_inverted_file(key) and not GRAPH_KEY.fullmatch(key):
         raise ConfigError(
-            f"an index {key!r} is none that a cache can be changed with; expected IDMap2,Flat or an inverted file "
-            "such as IVF4096,SQ8"
+            f"an index {key!r} is none that a cache can be changed with; expected {FLAT}, an inverted file such "
+            "as IVF4096,SQ8, or a graph such as PCA248,HNSW24,SQ8"
         )
 
 

@@ -16,7 +16,7 @@ from bindlm.caching.training import is_inverted_file, sample_rows
 from bindlm.checkpoints.state import sha256_of
 from bindlm.errors import BindLMError, CheckpointError
 from bindlm.space.cache_folder import removed_rows
-from bindlm.space.cache_format import CONFIG, CacheRecord, read_record
+from bindlm.space.cache_format import CONFIG, CacheRecord, is_graph, read_record
 
 SAMPLE = 256
 """Entries that are looked up by their own vectors."""
@@ -111,8 +111,9 @@ def _index_problems(folder: Path, record: CacheRecord, values: ValueFiles) -> It
             return
         seen[ids] = True
         count += len(ids)
-    seen[values.removed] ^= True  # a removed row that is seen is as wrong as one that is not
-    if count != record.num_entries or not seen.all():
+    if not is_graph(record.index.key):
+        seen[values.removed] ^= True  # a removed row that is seen is as wrong as one that is not
+    if count != record.index.rows or not seen.all():
         yield f"{record.index.file} holds {count:,} rows, and not each of the {record.num_entries:,} entries once"
 
 
@@ -121,6 +122,9 @@ def _index_ids(folder: Path, record: CacheRecord) -> Iterator[NDArray[np.int64]]
 
     path = folder / record.index.file
     index = open_index(path)
+    if is_graph(record.index.key):
+        yield np.arange(index.ntotal)
+        return
     if index.d != record.dim or index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise CheckpointError(f"{record.index.file} is an index of another width or measure")
     if is_inverted_file(record.index.key):

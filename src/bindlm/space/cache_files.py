@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.space.cache import CacheEntry
-from bindlm.space.cache_format import CacheFile, CacheIndexFile, CacheRecord
+from bindlm.space.cache_format import CacheFile, CacheIndexFile, CacheRecord, is_graph
 
 if TYPE_CHECKING:
     import numpy as np
@@ -283,8 +283,11 @@ class CacheIndex:
             self._index: Any = faiss.read_index(os.fspath(folder / record.index.file), flags)
         except (RuntimeError, MemoryError):  # a size that FAISS read from damaged bytes may be any number
             raise damaged(folder, f"FAISS cannot read {record.index.file}") from None
+        # a graph's rows are all equally long, see bindlm.caching.graphs: the order by distance is that by product
+        self._is_graph = is_graph(record.index.key)
+        metric = faiss.METRIC_L2 if self._is_graph else faiss.METRIC_INNER_PRODUCT
         held = (self._index.d, self._index.ntotal, self._index.metric_type, self._index.is_trained)
-        if held != (record.dim, record.num_entries, faiss.METRIC_INNER_PRODUCT, True):
+        if held != (record.dim, record.index.rows, metric, True):
             raise damaged(folder, f"{record.index.file} is no index of these entries by inner product")
         self._set_search(folder, record.index)
 
@@ -298,22 +301,26 @@ class CacheIndex:
             except RuntimeError:
                 raise damaged(folder, f"{file.file} ({file.key}) knows no setting {name!r}") from None
 
-    def candidates(self, queries: "np.ndarray", count: int, *, all_lists: bool = False) -> "np.ndarray":
+    def candidates(self, queries: "np.ndarray", count: int, *, is_thorough: bool = False) -> "np.ndarray":
         """Rows that may be nearest: `(B, D_joint)` fp32 -> `(B, count)` int64, -1 where there is none.
 
         Args:
-            all_lists: whether an index in lists looks into each, in place of those that seem nearest.
+            is_thorough: whether an index in lists looks into each, in place of those that seem nearest, and a graph is
+                walked until ``count`` rows are found.
         """
-        options = {"params": self._all_lists()} if all_lists else {}
+        options = {"params": self._thorough(count)} if is_thorough else {}
         return self._index.search(queries, count, **options)[1]
 
-    def _all_lists(self) -> Any:
+    def _thorough(self, count: int) -> Any:
         import faiss
 
-        lists = faiss.try_extract_index_ivf(self._index)
-        if lists is None:
+        inner: Any
+        if self._is_graph:
+            inner = faiss.SearchParametersHNSW(efSearch=count)  # type: ignore[attr-defined]
+        elif (lists := faiss.try_extract_index_ivf(self._index)) is not None:
+            inner = faiss.SearchParametersIVF(nprobe=lists.nlist)  # type: ignore[call-arg]
+        else:
             return None
-        inner = faiss.SearchParametersIVF(nprobe=lists.nlist)  # type: ignore[call-arg]
         if isinstance(self._index, faiss.IndexPreTransform):
             return faiss.SearchParametersPreTransform(index_params=inner)  # type: ignore[call-arg]
         return inner
@@ -323,9 +330,9 @@ def _check_head(folder: Path, record: CacheRecord, head: bytes) -> None:
     dim, rows = int.from_bytes(head[4:8], "little"), int.from_bytes(head[8:16], "little")
     if len(head) < _FAISS_HEAD or not head.startswith(b"I"):
         raise damaged(folder, f"{record.index.file} does not begin as a FAISS index does")
-    if (dim, rows) != (record.dim, record.num_entries):
+    if (dim, rows) != (record.dim, record.index.rows):
         raise damaged(
             folder,
-            f"{record.index.file} is an index of {rows} entries of width {dim}, expected {record.num_entries} of "
+            f"{record.index.file} is an index of {rows} entries of width {dim}, expected {record.index.rows} of "
             f"width {record.dim}",
         )

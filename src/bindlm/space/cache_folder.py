@@ -16,7 +16,7 @@ from bindlm.checkpoints.state import sha256_of
 from bindlm.errors import CheckpointError, ConfigError
 from bindlm.space.cache import CacheEntry, VisualCacheBase, VisualCacheConfig
 from bindlm.space.cache_files import CacheIndex, CacheNames, CacheValues, damaged, open_checked
-from bindlm.space.cache_format import CacheRecord, read_record
+from bindlm.space.cache_format import CacheRecord, is_graph, read_record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -189,27 +189,31 @@ class StoredVisualCache(VisualCacheBase):
 
     def _nearest(self, query: "np.ndarray", candidates: "np.ndarray") -> tuple["np.ndarray", "np.ndarray"]:
         """Cosines `(K,)` and entries `(K,)`; candidates that leave the choice open are asked for more."""
-        top_k, most = self.config.top_k, min(self.record.num_entries, max(_MOST_TIED, len(candidates)))
-        all_lists = False
+        held = self.record.index.rows
+        top_k, most = self.config.top_k, min(held, max(_MOST_TIED, len(candidates)))
+        is_thorough = False
         while True:
             cosines, entries = self._ranked(query, candidates)
             count = len(candidates)
-            if len(entries) < top_k:  # few lists, of which the nearest hold little
-                if all_lists:
+            if len(entries) < top_k:  # few lists, of which the nearest hold little, or most of a graph is removed
+                if is_thorough and count == held:
                     raise damaged(self.path, "its index finds fewer entries than it holds")
-                all_lists = True
+                is_thorough, count = True, min(8 * count, held)
             elif cosines[top_k - 1] > cosines[-1] or candidates[-1] < 0 or count == most:
                 return cosines[:top_k], entries[:top_k]
             else:
                 count = min(4 * count, most)
-            candidates = self.files.index.candidates(query[None], count, all_lists=all_lists)[0]
+            candidates = self.files.index.candidates(query[None], count, is_thorough=is_thorough)[0]
 
     def _ranked(self, query: "np.ndarray", candidates: "np.ndarray") -> tuple["np.ndarray", "np.ndarray"]:
         """Candidates in order, each once: by the cosine of the exact vectors, then by number."""
         import numpy as np
 
         entries = np.unique(candidates[candidates >= 0])
-        if len(entries) and (entries[-1] >= self.record.num_rows or np.isin(entries, self.files.removed).any()):
+        is_gone = np.isin(entries, self.files.removed)
+        if is_graph(self.record.index.key):
+            entries, is_gone = entries[~is_gone], is_gone[:0]  # waypoints that nobody is shown
+        if is_gone.any() or (len(entries) and entries[-1] >= self.record.num_rows):
             raise damaged(self.path, "its index names rows that are not there")
         cosines = self.files.values.cosines(entries, query, self.config.top_k)
         order = np.lexsort((entries, -cosines))

@@ -6,9 +6,10 @@
     entries-<n>.parquet      id, caption and source of each row
     removed-<generation>.npy rows that are gone, int64, rising
 
-Rows are counted over all shards in order and never shift: a row that is removed stays in its shard, leaves the index,
-and is listed. Files never change once they are named. `config.json` is replaced last, so that a reader sees the old
-cache or the new one; a file that no record names is no part of the cache.
+Rows are counted over all shards in order and never shift: a row that is removed stays in its shard, leaves the index
+(unless that is a graph, in which it stays as a waypoint), and is listed. Files never change once they are named.
+`config.json` is replaced last, so that a reader sees the old cache or the new one; a file that no record names is no
+part of the cache.
 """
 
 import json
@@ -73,12 +74,17 @@ class CacheFile:
             raise ConfigError(f"{self.file}: sha256 must be 64 hexadecimal digits, got {self.sha256!r}.")
 
 
+def is_graph(key: str) -> bool:
+    """Whether an index, by its `CacheIndexFile.key`, is a graph (HNSW), which rows cannot leave."""
+    return any(part.startswith("HNSW") for part in key.split(","))
+
+
 @dataclass(frozen=True)
 class CacheIndexFile(CacheFile):
     """The FAISS index and how it is searched."""
 
     key: str
-    """What FAISS's factory made it from, such as `IDMap2,Flat`."""
+    """What it is, in the words of FAISS's factory, such as `IDMap2,Flat`."""
     search: dict[str, int] = field(default_factory=dict)
     """FAISS's settings of a search, such as `{"nprobe": 64}`."""
     oversampling: int = 1
@@ -149,8 +155,9 @@ class CacheRecord:
                 f"num_entries is {self.num_entries}, but there are {self.num_rows} rows and {gone} removed; at least "
                 "one must be left."
             )
-        if self.index.rows != self.num_entries:
-            raise ConfigError(f"The index has {self.index.rows} rows, expected {self.num_entries}.")
+        held = self.num_rows if is_graph(self.index.key) else self.num_entries
+        if self.index.rows != held:
+            raise ConfigError(f"The index has {self.index.rows} rows, expected {held}.")
         if len({file.file for file in self.files()}) < len(self.files()):
             raise ConfigError("A file is named twice.")
 
