@@ -263,7 +263,9 @@ def _fingerprint(
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     parts = (_VERSION, source.fingerprint, words, tokenizer.chat_template, tokenizer.special_tokens_map)
-    return hashlib.sha256(repr((*parts, *(places or ()), prompt, template)).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return hashlib.sha256(
+        repr((*parts, *(places or ()), prompt, template)).encode("utf-8", "surrogateescape")
+    ).hexdigest()[:32]
 
 
 def _fitting(count: int) -> type[np.integer]:
