@@ -61,11 +61,11 @@ class CacheValues:
 
         self._folder = folder
         self._shards = [_values(folder, file, record.dim, memory_map=memory_map) for file in record.values]
-        self._starts = list(accumulate((file.rows for file in record.values), initial=0))
-        self._streams = [
-            _RowStream(folder / file.file, shard) if isinstance(shard, np.memmap) and hasattr(os, "preadv") else None
-            for file, shard in zip(record.values, self._shards, strict=True)
-        ]
+        self._starts = np.cumsum([0, *(file.rows for file in record.values)])
+        self._streams = []
+        if memory_map and hasattr(os, "preadv"):
+            paths = (folder / file.file for file in record.values)
+            self._streams = [_RowStream(path, shard) for path, shard in zip(paths, self._shards, strict=True)]
 
     def take(self, rows: "np.ndarray") -> "np.ndarray":
         """Rows by number `(n,)` as `(n, D_joint)` fp64 of unit length.
@@ -107,14 +107,17 @@ class CacheValues:
         import torch
 
         shards = np.searchsorted(self._starts, rows, side="right") - 1
-        taken = np.empty((len(rows), self._shards[0].shape[1]), dtype="float16")
-        for shard in np.unique(shards):
-            here = shards == shard
-            places = rows[here] - self._starts[shard]
-            if (stream := self._streams[shard]) is not None:
-                taken[here] = stream.take(places)
-            else:
-                taken[here] = self._shards[shard][places]
+        places = rows - self._starts[shards]
+        taken = np.empty((len(rows), self._shards[0].shape[1]), dtype="<f2")
+        if self._streams:
+            into = taken.reshape(-1).view(np.uint8).data
+            size = len(into) // max(len(rows), 1)
+            where = zip(shards.tolist(), places.tolist(), strict=True)
+            for number, (shard, place) in enumerate(where):
+                self._streams[shard].read(place, into[number * size : (number + 1) * size])
+        else:
+            for shard in np.unique(shards):
+                taken[shards == shard] = self._shards[shard][places[shards == shard]]
         return torch.from_numpy(taken)
 
     def _lengths(self, vectors: "Tensor") -> "Tensor":
@@ -133,29 +136,22 @@ class _RowStream:
     KB too; in the end all of the file would count as this process's memory. Safe in threads and after a fork.
     """
 
-    def __init__(self, path: Path, mapped: "np.memmap") -> None:
+    def __init__(self, path: Path, array: "np.ndarray") -> None:
         try:
             self._stream = path.open("rb")
         except OSError:
             raise damaged(path.parent, f"{path.name} is missing") from None
-        self._offset, self._shape = mapped.offset, mapped.shape
-        self._row_bytes = 2 * mapped.shape[1]
+        self._number, self._row_bytes = self._stream.fileno(), 2 * array.shape[1]
+        self._offset = getattr(array, "offset", 0)  # a file without rows is no mapping
 
-    def take(self, rows: "np.ndarray") -> "np.ndarray":
-        """Rows `(n, D_joint)` fp16.
+    def read(self, row: int, into: memoryview) -> None:
+        """Read one row, fp16.
 
         Raises:
             CheckpointError: the file has become shorter.
         """
-        import numpy as np
-
-        taken = np.empty((len(rows), self._shape[1]), dtype="<f2")
-        view, size, number = taken.data.cast("B"), self._row_bytes, self._stream.fileno()
-        for place, row in enumerate(rows.tolist()):
-            begin = place * size
-            if os.preadv(number, [view[begin : begin + size]], self._offset + row * size) != size:
-                raise CheckpointError(f"{self._stream.name} has become shorter while it was open; get the cache again")
-        return taken
+        if os.preadv(self._number, [into], self._offset + row * self._row_bytes) != self._row_bytes:
+            raise CheckpointError(f"{self._stream.name} has become shorter while it was open; get the cache again")
 
 
 def _values(folder: Path, file: CacheFile, dim: int, *, memory_map: bool) -> "np.ndarray":
