@@ -179,8 +179,14 @@ def test_several_pictures_in_one_text_each_stand_at_their_place(tmp_path: Path) 
 
 def test_patches_of_several_pictures_are_never_summed(tmp_path: Path) -> None:
     llava_folder(tmp_path)
+    model = bindlm.load(tmp_path)
+    for mix in ("released", "paper"):
+        with pytest.raises(ConfigError, match="2 media of patches cannot be mixed"):
+            model.ask("What?", image=[picture(1), picture(2)], mix=mix, max_new_tokens=2)
+    joint = model.embed(image=picture(1))
+    assert joint.ndim > 2
     with pytest.raises(ConfigError, match="2 media of patches cannot be mixed"):
-        bindlm.load(tmp_path).ask("What?", image=[picture(1), picture(2)], mix="released", max_new_tokens=2)
+        model(input_ids=torch.ones(1, 4, dtype=torch.long), joint_embedding=[(joint, 0.5), (joint, 0.5)])
 
 
 def test_a_picture_too_few_or_too_many_is_refused(tmp_path: Path) -> None:

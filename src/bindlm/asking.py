@@ -220,6 +220,8 @@ class AskMixin:
             start = time.perf_counter()
             joint = torch.cat(list(self.encode_media(**values).values()))  # type: ignore[attr-defined]
             weighted = list(zip(joint.split(1), shares, strict=True))
+            if mix != TURNS and len(weighted) > 1 and joint.ndim > 2:
+                raise ConfigError(f"{len(weighted)} media of patches cannot be mixed; ask with mix={TURNS!r}.")
             senses = [name for name, listed in sources.items() for _ in listed]
             turns = self._turns(weighted, senses, consulted) if mix == TURNS else [weighted]
             caches = _pulling(consulted, weighted, senses, turns)
