@@ -142,6 +142,14 @@ def test_a_graph_of_which_nearly_all_is_removed_finds_the_rest(tmp_path):
     assert verify_cache(tmp_path / "cache").is_sound
 
 
+def test_a_graph_in_memory_and_one_on_disk_find_the_same(tmp_path):
+    make(tmp_path)
+    queries = torch.from_numpy(unit(vectors(20, seed=8)))
+    found = [StoredVisualCache.open(tmp_path / "cache", memory_map=mapped).search(queries) for mapped in (True, False)]
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
 def test_removing_leaves_the_graph_as_it_is_and_adding_goes_on_from_it(tmp_path):
     before = make(tmp_path).index
     assert remove_from_cache(["a:3"], tmp_path / "cache", progress=False).index == before
