@@ -87,6 +87,13 @@ def test_more_time_never_means_fewer_lists() -> None:
     assert probes[-1] > probes[0]
 
 
+def test_few_lists_are_never_looked_into_and_what_that_takes_is_said() -> None:
+    choice = chosen(3_000_000, memory=GB, milliseconds=2.6)
+    assert choice.search["nprobe"] == 32
+    assert "ms a query, for fewer lists" in choice.reason
+    assert "for fewer lists" not in chosen(3_000_000, memory=GB, milliseconds=20.0).reason
+
+
 def test_exact_search_is_chosen_where_time_and_memory_allow_it() -> None:
     assert chosen(100_000, milliseconds=100.0).key == "IDMap2,Flat"
     assert chosen(100_000, milliseconds=100.0, memory=100_000_000).key.startswith("PCA248,HNSW")

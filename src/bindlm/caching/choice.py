@@ -27,18 +27,22 @@ LEAST_EF, LONG_EF, MOST_EF = 128, 768, 2048
 twice as many of them; more find little more."""
 _TRAINED_ON = 50_000
 """Vectors for the components and the codes of a graph."""
-_STEP_S = 4e-6
+_STEP_S = 3.7e-6
 """For one more row in sight, in a graph of a million; it grows with the logarithm."""
+LEAST_LISTS = 32
+"""That are looked into even where this takes longer than it may: fewer miss too many neighbours."""
 POINTS_A_LIST = 30
 """Vectors that k-means sees for each list."""
-_COMPARED_S = 1 / 13e9
+_COMPARED_S = 1 / 10e9
 """One thread compares a byte of fp32 with a query: rows of a flat index, centres of lists."""
 _SCANNED_S = 1.4e-10
 """It compares one component of a code."""
-_CANDIDATE_S = 4e-6
+_CANDIDATE_S = 6.5e-6
 """It reads one exact vector from a file that is in the system's cache, and compares it."""
 _FIXED_S = 0.3e-3
 """Python, PyTorch and FAISS around all that."""
+_COLD_S = 0.8e-3
+"""What these take longer after a walk or lists, which leave nothing of theirs in the core's own memory."""
 _UNEVEN = 1.9
 """How much longer than the average are the lists that a query is near to."""
 _MOST_FLAT_CENTRES = 16384
@@ -96,7 +100,7 @@ def choose_index(num_entries: int, dim: int, *, max_memory_bytes: int, max_laten
 def _in_graph(num_entries: int, dim: int, max_latency_ms: float) -> IndexChoice | None:
     """A graph, where there is time for its shortest walk."""
     components = min(GRAPH_COMPONENTS, dim)
-    left_s = max_latency_ms / 1e3 - _FIXED_S - (TOP_K * OVERSAMPLING + 8) * _CANDIDATE_S
+    left_s = max_latency_ms / 1e3 - _FIXED_S - _COLD_S - (TOP_K * OVERSAMPLING + 8) * _CANDIDATE_S
     step_s = _STEP_S * math.log(num_entries) / math.log(1e6)
     in_sight, oversampling = int(left_s / step_s), OVERSAMPLING
     if in_sight < LEAST_EF:
@@ -122,20 +126,23 @@ def _in_lists(num_entries: int, dim: int, max_memory_bytes: int, max_latency_ms:
     # a graph looks at a few thousand centres, whatever their number
     centres_s = 4 * min(num_lists, _MOST_FLAT_CENTRES // 2) * components * _COMPARED_S
     list_s = _UNEVEN * num_entries / num_lists * components * _SCANNED_S
-    left_s = max_latency_ms / 1e3 - _FIXED_S - centres_s - (TOP_K * OVERSAMPLING + 8) * _CANDIDATE_S
+    left_s = max_latency_ms / 1e3 - _FIXED_S - _COLD_S - centres_s - (TOP_K * OVERSAMPLING + 8) * _CANDIDATE_S
     if left_s < list_s:
         least = (max_latency_ms / 1e3 + list_s - left_s) * 1e3
         raise ConfigError(
             f"No index of {num_entries:,} entries of {dim} numbers answers in {max_latency_ms} ms on one thread; "
             f"allow at least {least + 0.05:.1f} ms."
         )
-    probes = min(int(left_s / list_s), num_lists)
+    probes = min(max(int(left_s / list_s), LEAST_LISTS), num_lists)
     search = {"nprobe": probes, **({"quantizer_efSearch": 2 * probes} if is_graph else {})}
     resident = num_entries * (components + 8) + 4 * components * (num_lists + dim) + 4 * dim * dim  # the PCA, whole
     reason = (
         f"codes of {components} bytes in {num_lists:,} lists, of which {probes:,} are looked into: about "
         f"{_UNEVEN * probes / num_lists * num_entries:,.0f} codes a query, in {_size(resident)}"
     )
+    if probes * list_s > left_s:
+        over_ms = (probes * list_s - left_s) * 1e3
+        reason += f", about {max_latency_ms + over_ms:.1f} ms a query, for fewer lists would miss too many neighbours"
     if resident > max_memory_bytes:
         reason += (
             f", more than the {_size(max_memory_bytes)} allowed: lists stay on disk where they do not fit, and "
