@@ -88,7 +88,7 @@ def test_more_time_never_means_fewer_lists() -> None:
 
 
 def test_few_lists_are_never_looked_into_and_what_that_takes_is_said() -> None:
-    choice = chosen(3_000_000, memory=GB, milliseconds=2.6)
+    choice = chosen(3_000_000, memory=GB, milliseconds=3.0)
     assert choice.search["nprobe"] == 32
     assert "ms a query, for fewer lists" in choice.reason
     assert "for fewer lists" not in chosen(3_000_000, memory=GB, milliseconds=20.0).reason
