@@ -41,7 +41,7 @@ _SHOWN = 5
 
 
 def remove_from_cache(ids: Iterable[str], cache: str | os.PathLike[str], *, progress: bool = True) -> CacheRecord:
-    """Take entries out of a cache: they leave the index, and their rows are listed as gone.
+    """Take entries out of a cache: they leave the index (a graph keeps them as waypoints), and are listed as gone.
 
     Args:
         ids: of entries, all of which must be there.
