@@ -14,7 +14,7 @@ from bindlm.caching import Budget, add_to_cache, build_cache, check_out, describ
 from bindlm.caching import build as build_module
 from bindlm.errors import CheckpointError, ConfigError
 
-from .cache_case import FINGERPRINT, LISTS, Choice, files_of, save_embeddings
+from .cache_case import FINGERPRINT, GRAPH, LISTS, Choice, files_of, save_embeddings
 
 LARGE = Budget(choice=Choice("IVF8,Flat", {"nprobe": 8}))
 """An index larger than the values."""
@@ -174,8 +174,9 @@ def small_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+@pytest.mark.parametrize("budget", [LARGE, Budget(choice=GRAPH)], ids=["lists", "graph"])
 @pytest.mark.parametrize("room", [3000, 15_000, 24_000])  # for not even names, for not all values, for no index
-def test_a_full_disk_is_said_and_leaves_the_old_cache_as_it_was(embeddings, tmp_path, small_files, room):
+def test_a_full_disk_is_said_and_leaves_the_old_cache_as_it_was(embeddings, tmp_path, small_files, room, budget):
     out = tmp_path / "cache"
     save_embeddings(tmp_path / "old", [50], seed=5)
     make(tmp_path / "old", out)
@@ -183,13 +184,13 @@ def test_a_full_disk_is_said_and_leaves_the_old_cache_as_it_was(embeddings, tmp_
     small_files(room)
     try:
         with pytest.raises(CheckpointError, match="no space is left"):
-            make(embeddings, out, replaces=True, budget=LARGE)
+            make(embeddings, out, replaces=True, budget=budget)
     finally:
         small_files(resource.RLIM_INFINITY)
     after = files_of(out)
     assert {name: after[name] for name in before} == before
     assert verify_cache(out).is_sound
-    assert make(embeddings, out, replaces=True, budget=LARGE).num_entries == 700
+    assert make(embeddings, out, replaces=True, budget=budget).num_entries == 700
     assert verify_cache(out).is_sound
     assert not set(before) & set(files_of(out)) - {"config.json"}
 

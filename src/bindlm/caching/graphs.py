@@ -156,7 +156,6 @@ def open_graph(path: Path) -> Any:
 
 def _begun(folder: Path, journal: Journal, values: ValueFiles, base: Path | None, progress: bool) -> Any:
     """The graph as far as it has come."""
-
     while journal.parts:
         path = _checkpoint(folder, len(journal.parts))
         if path.is_file() and path.stat().st_size == journal.parts[-1]:
